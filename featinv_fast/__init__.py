@@ -1,0 +1,1 @@
+"""featinv-fast: an optimized inference engine for FeatInv (arXiv 2505.21032)."""

@@ -1,0 +1,197 @@
+"""Configuration as frozen, keyword-only data. Unknown keys are errors; lists become tuples."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from featinv_fast.errors import ConfigError
+
+T = TypeVar("T")
+
+
+class Precision(enum.StrEnum):
+    """The floating-point type in which a graph's weights are stored and its products computed."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
+class FeatureLayout(enum.StrEnum):
+    """How a backbone lays out a feature map in memory."""
+
+    NCHW = "nchw"  # [B, C, H, W]: ConvNeXt, ResNet
+    NHWC = "nhwc"  # [B, H, W, C]: Swin
+    TOKENS = "tokens"  # [B, 1+N, C] with a class token first: ViT
+    POOLED = "pooled"  # [B, C]: one vector for the whole image
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """KL autoencoder (Rombach et al., arXiv 2112.10752) with the field's factor-8 layout."""
+
+    channels: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    blocks_per_level: int = 2
+    image_channels: int = 3
+    latent_channels: int = 4
+    latent_scale: float = 0.18215
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Architecture of a FeatInv model: U-Net, ControlNet, condition encoder and autoencoder.
+
+    The defaults are the official model: miniSD (Stable Diffusion 1.4 at 256 px) and ConvNeXt-Base features.
+    """
+
+    latent_channels: int = 4
+    latent_size: int = 32
+    channels: int = 320
+    channel_multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    blocks_per_level: int = 2
+    attention_levels: tuple[int, ...] = (0, 1, 2)
+    heads: int = 8
+    context_channels: int = 768
+    context_tokens: int = 77
+    feature_channels: int = 1024
+    condition_hidden_channels: int = 512
+    # Width of the guidance embedding of a full LCM U-Net (arXiv 2310.04378, sec. 4.2); 0 = none.
+    guidance_embedding_channels: int = 0
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+
+    @property
+    def time_embedding_channels(self) -> int:
+        """Width of the time embedding."""
+        return 4 * self.channels
+
+    @property
+    def level_channels(self) -> tuple[int, ...]:
+        """Channels of each resolution level, finest first."""
+        return tuple(self.channels * m for m in self.channel_multipliers)
+
+    @property
+    def control_count(self) -> int:
+        """Number of ControlNet residuals: 13 for the official model."""
+        levels = len(self.channel_multipliers)
+        return 1 + levels * self.blocks_per_level + (levels - 1) + 1
+
+    @property
+    def image_size(self) -> int:
+        """Edge of the decoded image in pixels."""
+        factor: int = 2 ** (len(self.autoencoder.channel_multipliers) - 1)
+        return self.latent_size * factor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeatureSpec:
+    """What feature maps an engine takes. `None` means that the checkpoint does not say.
+
+    Attributes:
+        channels: C of the map.
+        height: H of the map in cells.
+        width: W of the map in cells.
+        layout: how the backbone itself lays the map out.
+        backbone: the timm model name, e.g. "convnext_base.fb_in22k_ft_in1k".
+        layer: "final" (the model's own `forward_features`) or the index of a `features_only` stage.
+        input_size: edge in pixels of the image that the backbone sees.
+        mean: RGB mean of the backbone's normalisation, in [0, 1].
+        std: RGB standard deviation of the backbone's normalisation, in [0, 1].
+        absolute_max: largest |value| in the features the model was trained on, for warnings.
+    """
+
+    channels: int
+    height: int | None = None
+    width: int | None = None
+    layout: FeatureLayout = FeatureLayout.NCHW
+    backbone: str | None = None
+    layer: str | None = None
+    input_size: int | None = None
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    absolute_max: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """An engine's defaults for `Runtime.invert`. The values here are the official ones."""
+
+    sampler: str = "ddim"
+    steps: int = 50
+    guidance_scale: float = 1.75
+    seed: int = 100
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A frozen dataclass as plain JSON types."""
+    return {f.name: _to_plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def _to_plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, tuple | list):
+        return [_to_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {k: _to_plain(v) for k, v in value.items()}
+    return value
+
+
+def from_dict(cls: type[T], data: Mapping[str, Any], *, where: str = "") -> T:
+    """Build the dataclass `cls` from plain JSON types.
+
+    Raises:
+        ConfigError: an unknown or missing key, or a value of the wrong kind; the message names the path.
+    """
+    path = where or cls.__name__
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{path} is not a mapping", given=type(data).__name__, expected="a JSON object")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    unknown = sorted(set(data) - set(fields))
+    if unknown:
+        raise ConfigError(f"unknown keys in {path}", given=unknown, expected=sorted(fields), remedy="remove them")
+    missing = sorted(
+        name
+        for name, f in fields.items()
+        if name not in data and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    )
+    if missing:
+        raise ConfigError(f"missing keys in {path}", given=sorted(data), expected=missing, remedy="add them")
+    return cls(**{name: _from_plain(hints[name], value, f"{path}.{name}") for name, value in data.items()})
+
+
+def _from_plain(hint: Any, value: Any, path: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        (inner,) = [a for a in args if a is not type(None)]
+        return _from_plain(inner, value, path)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, where=path)  # type: ignore[arg-type]
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        try:
+            return hint(value)
+        except ValueError:
+            raise ConfigError(f"bad value for {path}", given=value, expected=[e.value for e in hint]) from None
+    if origin is tuple and isinstance(value, list | tuple):
+        inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(inner) == len(value):
+            return tuple(_from_plain(h, v, f"{path}[{i}]") for i, (h, v) in enumerate(zip(inner, value, strict=True)))
+    if origin is dict and isinstance(value, Mapping):
+        return {k: _from_plain(args[1], v, f"{path}.{k}") for k, v in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
+        return value
+    raise ConfigError(f"bad value for {path}", given=repr(value), expected=str(hint))

@@ -1,0 +1,1 @@
+"""Operations with a plain torch reference and fused kernels."""
