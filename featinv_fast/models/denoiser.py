@@ -1,0 +1,61 @@
+"""ControlNet, U-Net and classifier-free guidance as one module: what a sampler calls."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from featinv_fast.config import ModelConfig
+from featinv_fast.models.controlnet import ControlNet
+from featinv_fast.models.unet import UNet
+
+
+class Denoiser(nn.Module):
+    """eps(latents, condition, time), conditional and unconditional branch in one batch.
+
+    Both branches see the same features; they differ in the prompt alone, as in the official sampler.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.controlnet = ControlNet(config)
+        self.unet = UNet(config)
+
+    def forward(
+        self,
+        latents: Tensor,
+        condition: Tensor,
+        time: Tensor,
+        context: Tensor | None,
+        control_scales: Tensor,
+        guidance_scale: Tensor | None = None,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
+        """One noise prediction.
+
+        Args:
+            latents: [B, 4, h, w].
+            condition: the condition encoder's output, [B, channels, h, w].
+            time: [1] or [B] timesteps; a row of the time-bias table where the time embedding was rewritten.
+            context: [G, T, D] prompts: G = 1 for one branch, 2 for guidance (prompt first, empty prompt second);
+                None where the prompts were made constants.
+            control_scales: [G, 13] strength of each ControlNet residual in each branch.
+            guidance_scale: [] for G = 2 (arXiv 2207.12598, eq. 6 with w + 1); None for one branch.
+            guidance: [1] guidance scale of an LCM U-Net with a guidance embedding.
+
+        Returns:
+            eps [B, 4, h, w] in the dtype of `latents`.
+        """
+        branches = control_scales.shape[0]
+        dtype = self.unet.conv_out.weight.dtype
+        x = latents.to(dtype).repeat(branches, 1, 1, 1)  # [G * B, 4, h, w]
+        condition = condition.to(dtype).repeat(branches, 1, 1, 1)  # [G * B, channels, h, w]
+        scales = control_scales.to(dtype)[:, :, None, None, None, None]  # [G, 13, 1, 1, 1, 1]
+        residuals = [
+            (r.unflatten(0, (branches, -1)) * scales[:, i]).flatten(0, 1)
+            for i, r in enumerate(self.controlnet(x, condition, time, context))
+        ]
+        eps = self.unet(x, time, context, residuals, guidance).to(latents.dtype)
+        if guidance_scale is None:
+            return eps
+        conditional, unconditional = eps.chunk(2)
+        return unconditional + guidance_scale * (conditional - unconditional)
