@@ -10,7 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from featinv_fast.config import AutoencoderConfig
-from featinv_fast.models.layers import FINE_EPS, GroupNorm, ResidualBlock, SelfAttention, Upsample, conv1x1, conv3x3
+from featinv_fast.models.layers import (
+    FINE_EPS,
+    Conv2d,
+    GroupNorm,
+    ResidualBlock,
+    SelfAttention,
+    Upsample,
+    conv1x1,
+    conv3x3,
+)
 
 
 class Downsample(nn.Module):
@@ -18,7 +27,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.conv = Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H/2, W/2]."""

@@ -14,7 +14,7 @@ class ControlNet(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.time_embedding = TimeEmbedding(config.channels)
+        self.time_embedding: nn.Module = TimeEmbedding(config.channels)
         self.encoder = Encoder(config)
         widths = [config.channels]
         for level, width in enumerate(config.level_channels):

@@ -51,11 +51,11 @@ class Denoiser(nn.Module):
         condition = condition.to(dtype).repeat(branches, 1, 1, 1)  # [G * B, channels, h, w]
         scales = control_scales.to(dtype)[:, :, None, None, None, None]  # [G, 13, 1, 1, 1, 1]
         residuals = [
-            (r.unflatten(0, (branches, -1)) * scales[:, i]).flatten(0, 1)
+            (r.reshape(branches, latents.shape[0], *r.shape[1:]) * scales[:, i]).flatten(0, 1)
             for i, r in enumerate(self.controlnet(x, condition, time, context))
         ]
         eps = self.unet(x, time, context, residuals, guidance).to(latents.dtype)
         if guidance_scale is None:
             return eps
-        conditional, unconditional = eps.chunk(2)
+        conditional, unconditional = eps.reshape(2, *latents.shape).unbind()  # not chunk: it would fix the batch size in an export
         return unconditional + guidance_scale * (conditional - unconditional)

@@ -21,6 +21,25 @@ def _in_fp32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+class Linear(nn.Linear):
+    """A linear layer that works in the dtype of its weights and answers in the dtype of its input.
+
+    A layer whose weights do not fit half precision can thus stay in fp32 inside a half-precision network.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] -> [..., C']."""
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
+class Conv2d(nn.Conv2d):
+    """A 2-D convolution with the dtype rule of `Linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C', H', W']."""
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
 class GroupNorm(nn.GroupNorm):
     """GroupNorm with 32 groups whose statistics are taken in fp32 at least."""
 
@@ -42,17 +61,17 @@ class LayerNorm(nn.LayerNorm):
         return y.to(x.dtype)
 
 
-def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> Conv2d:
     """A 3x3 convolution that keeps the size (or halves it with stride 2)."""
-    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1)
+    return Conv2d(in_channels, out_channels, 3, stride, padding=1)
 
 
-def conv1x1(in_channels: int, out_channels: int) -> nn.Conv2d:
+def conv1x1(in_channels: int, out_channels: int) -> Conv2d:
     """A 1x1 convolution."""
-    return nn.Conv2d(in_channels, out_channels, 1)
+    return Conv2d(in_channels, out_channels, 1)
 
 
-def zero_(module: nn.Conv2d) -> nn.Conv2d:
+def zero_(module: Conv2d) -> Conv2d:
     """Zero a convolution's weights: training then starts from the unchanged base model (arXiv 2302.05543, sec. 3.1)."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
@@ -93,17 +112,16 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         self.channels = channels
         self.guidance_channels = guidance_channels
-        self.linear_in = nn.Linear(channels, 4 * channels)
-        self.linear_out = nn.Linear(4 * channels, 4 * channels)
+        self.linear_in = Linear(channels, 4 * channels)
+        self.linear_out = Linear(4 * channels, 4 * channels)
         if guidance_channels:
-            self.guidance_projection = nn.Linear(guidance_channels, channels, bias=False)
+            self.guidance_projection = Linear(guidance_channels, channels, bias=False)
 
     def forward(self, timesteps: Tensor, guidance: Tensor | None = None) -> Tensor:
         """Embed `timesteps` [S] (and `guidance` [S]) -> [S, 4 * channels], SiLU applied."""
-        dtype = self.linear_in.weight.dtype
-        x = embed_timesteps(timesteps, self.channels).to(dtype)  # [S, channels]
+        x = embed_timesteps(timesteps, self.channels)  # [S, channels]
         if guidance is not None:
-            x = x + self.guidance_projection(embed_guidance(guidance, self.guidance_channels).to(dtype))
+            x = x + self.guidance_projection(embed_guidance(guidance, self.guidance_channels))
         return F.silu(self.linear_out(F.silu(self.linear_in(x))))
 
 
@@ -114,7 +132,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.norm_in = GroupNorm(in_channels, eps)
         self.conv_in = conv3x3(in_channels, out_channels)
-        self.time_projection = nn.Linear(time_channels, out_channels) if time_channels else None
+        self.time_projection: nn.Module | None = Linear(time_channels, out_channels) if time_channels else None
         self.norm_out = GroupNorm(out_channels, eps)
         self.conv_out = conv3x3(out_channels, out_channels)
         self.skip = conv1x1(in_channels, out_channels) if in_channels != out_channels else nn.Identity()
@@ -139,10 +157,10 @@ class SelfAttention(nn.Module):
     def __init__(self, channels: int, heads: int, *, bias: bool = False) -> None:
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(channels, channels, bias=bias)
-        self.key = nn.Linear(channels, channels, bias=bias)
-        self.value = nn.Linear(channels, channels, bias=bias)
-        self.out = nn.Linear(channels, channels)
+        self.query = Linear(channels, channels, bias=bias)
+        self.key = Linear(channels, channels, bias=bias)
+        self.value = Linear(channels, channels, bias=bias)
+        self.out = Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, C] -> [B, N, C]."""
@@ -156,12 +174,11 @@ class ContextProjection(nn.Module):
     def __init__(self, channels: int, context_channels: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.key = nn.Linear(context_channels, channels, bias=False)
-        self.value = nn.Linear(context_channels, channels, bias=False)
+        self.key = Linear(context_channels, channels, bias=False)
+        self.value = Linear(context_channels, channels, bias=False)
 
     def forward(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Project `context` [G, T, D]."""
-        context = context.to(self.key.weight.dtype)
         groups = context.shape[0]
         return split_heads(self.key(context), groups, self.heads), split_heads(self.value(context), groups, self.heads)
 
@@ -175,13 +192,13 @@ class CrossAttention(nn.Module):
     def __init__(self, channels: int, context_channels: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(channels, channels, bias=False)
-        self.context = ContextProjection(channels, context_channels, heads)
-        self.out = nn.Linear(channels, channels)
+        self.query = Linear(channels, channels, bias=False)
+        self.context: nn.Module = ContextProjection(channels, context_channels, heads)
+        self.out = Linear(channels, channels)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
         """`x` [G * B, N, C], `context` [G, T, D] (unused where the prompts are constants) -> [G * B, N, C]."""
-        k, v = self.context(context)  # [G, heads, T, d]
+        k, v = (t.to(x.dtype) for t in self.context(context))  # [G, heads, T, d]
         q = split_heads(self.query(x), k.shape[0], self.heads)  # [G, heads, B * N, d]
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
 
@@ -191,8 +208,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.linear_in = nn.Linear(channels, 8 * channels)
-        self.linear_out = nn.Linear(4 * channels, channels)
+        self.linear_in = Linear(channels, 8 * channels)
+        self.linear_out = Linear(4 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, C] -> [B, N, C]."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from featinv_fast.config import ModelConfig
 from featinv_fast.models.layers import (
     UNET_EPS,
+    Conv2d,
     GroupNorm,
     ResidualBlock,
     TimeEmbedding,
@@ -39,7 +40,7 @@ class Block(nn.Module):
 class EncoderLevel(nn.Module):
     """The blocks of one resolution and the stride-2 convolution to the next."""
 
-    def __init__(self, blocks: Sequence[Block], downsample: nn.Conv2d | None) -> None:
+    def __init__(self, blocks: Sequence[Block], downsample: Conv2d | None) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.downsample = downsample
@@ -141,7 +142,7 @@ class UNet(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.time_embedding = TimeEmbedding(config.channels, config.guidance_embedding_channels)
+        self.time_embedding: nn.Module = TimeEmbedding(config.channels, config.guidance_embedding_channels)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.norm_out = GroupNorm(config.channels, UNET_EPS)
