@@ -1,0 +1,179 @@
+"""What several test folders share: the golden data of the official code, and small models."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from featinv_fast.checkpoints.infer import infer_config
+from featinv_fast.checkpoints.ldm import LAYOUT as LDM
+from featinv_fast.checkpoints.recipe import Recipe
+from featinv_fast.config import AutoencoderConfig, ModelConfig
+from featinv_fast.models import FeatInv
+
+GOLDEN = Path(__file__).parent / "golden"
+# Bounds and shapes of the golden inputs: value = hash in [-1, 1) times bound.
+INPUTS: dict[str, tuple[tuple[int, ...], float]] = {
+    "in.latent": ((2, 4, 32, 32), 1.7),
+    "in.features": ((2, 48, 9, 9), 1.5),
+    "in.cls": ((2, 1, 48), 1.0),
+    "in.context": ((1, 77, 64), 1.7),
+    "in.uncond_context": ((1, 77, 64), 1.7),
+    "in.decode": ((1, 4, 32, 32), 0.9),
+}
+
+
+def _mix(bits: np.ndarray) -> np.ndarray:
+    """The finaliser of murmur3 on uint32: every input bit reaches every output bit."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        bits = (bits ^ (bits >> np.uint32(shift))) * np.uint32(factor)
+    return bits ^ (bits >> np.uint32(16))
+
+
+def hashed_uniform(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """float32 in [-1, 1) that depend on name, shape and seed alone: the same on every machine and numpy version."""
+    key = np.uint32(zlib.crc32(f"{seed}:{name}".encode()))
+    counter = np.arange(np.prod(shape, dtype=np.int64), dtype=np.uint32)
+    bits = _mix(_mix(counter + key) ^ key)
+    return (bits.astype(np.float64) / 2**31 - 1.0).astype(np.float32).reshape(shape)
+
+
+def hashed_weight(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Norm scales around 1, small biases, and matrices of unit gain."""
+    values = hashed_uniform(name, shape, seed)
+    if len(shape) > 1:
+        values = values * np.float32(np.sqrt(3.0 / np.prod(shape[1:], dtype=np.int64)))
+    elif name.endswith("weight"):
+        values = (1.0 + 0.1 * values).astype(np.float32)
+    else:
+        values = (0.1 * values).astype(np.float32)
+    return torch.from_numpy(values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Golden:
+    """Inputs and outputs of the official code for a small checkpoint (width 32, fp32, CPU).
+
+    Attributes:
+        config: the architecture.
+        tensors: the checkpoint in the official layout, without prompts.
+        inputs: `in.*` as listed in INPUTS.
+        expected: what the official networks and sampler gave: `condition.{nchw,nhwc,tokens}`,
+            `eps.t{t}.{cond,uncond,nocontrol}`, `control.t481.{00..12}` (item 0, prompt branch),
+            `ddim.S{steps}.g{guidance}.s{strength}[.guess]`, `decode.image`, `decode.uint8`.
+        timesteps: the t of `eps.t{t}`.
+        runs: (steps, guidance scale, strength, guess mode) of each `ddim.*`.
+    """
+
+    config: ModelConfig
+    tensors: dict[str, Tensor]
+    inputs: dict[str, Tensor]
+    expected: dict[str, Tensor]
+    timesteps: tuple[int, ...]
+    runs: tuple[tuple[int, float, float, bool], ...]
+
+    @property
+    def prompts(self) -> Tensor:
+        """The prompt and the empty prompt, [2, 77, 64]."""
+        return torch.cat([self.inputs["in.context"], self.inputs["in.uncond_context"]])
+
+    @property
+    def tokens(self) -> Tensor:
+        """The features as a vision transformer lays them out, class token first: [2, 1 + 81, 48]."""
+        return torch.cat([self.inputs["in.cls"], self.inputs["in.features"].flatten(2).transpose(1, 2)], dim=1)
+
+
+@pytest.fixture(scope="session")
+def relative_norm() -> Callable[[Tensor, Tensor], float]:
+    """|given - expected| / |expected| over all values, in float64."""
+
+    def measure(given: Tensor, expected: Tensor) -> float:
+        assert given.shape == expected.shape
+        return ((given.double() - expected.double()).norm() / expected.double().norm()).item()
+
+    return measure
+
+
+@pytest.fixture(scope="session")
+def golden() -> Golden:
+    """The golden data."""
+    description = json.loads((GOLDEN / "small.json").read_text())
+    seed = description["seed"]
+    with np.errstate(over="ignore"):
+        tensors = {name: hashed_weight(name, tuple(shape), seed) for name, shape in description["shapes"].items()}
+        inputs = {
+            name: torch.from_numpy(hashed_uniform(name, shape, seed) * np.float32(bound))
+            for name, (shape, bound) in INPUTS.items()
+        }
+    return Golden(
+        config=infer_config(LDM.landmarks({name: tuple(t.shape) for name, t in tensors.items()})),
+        tensors=tensors,
+        inputs=inputs,
+        expected=load_file(GOLDEN / "small.safetensors"),
+        timesteps=tuple(description["config"]["ts"]),
+        runs=tuple(tuple(run) for run in description["config"]["runs"]),
+    )
+
+
+@pytest.fixture(scope="session")
+def golden_checkpoint(golden: Golden, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden checkpoint as a file in the official layout, its two prompts stored in it. Do not change it."""
+    path = tmp_path_factory.mktemp("golden") / "golden.safetensors"
+    prompts = {
+        "featinv.prompt.cond": golden.inputs["in.context"],
+        "featinv.prompt.uncond": golden.inputs["in.uncond_context"],
+    }
+    save_file(golden.tensors | prompts, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def golden_model(golden: Golden) -> FeatInv:
+    """The golden checkpoint as plain networks. Do not change it."""
+    with torch.device("meta"):
+        model = FeatInv(golden.config)
+    model.load_state_dict(Recipe.make(LDM, golden.config).read(golden.tensors), strict=True, assign=True)
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> ModelConfig:
+    """The smallest architecture that still has every kind of block: two levels, one of them with attention."""
+    return ModelConfig(
+        latent_size=8,
+        channels=32,
+        channel_multipliers=(1, 2),
+        blocks_per_level=1,
+        attention_levels=(0,),
+        context_channels=24,
+        context_tokens=5,
+        feature_channels=6,
+        condition_hidden_channels=16,
+        autoencoder=AutoencoderConfig(channels=32, channel_multipliers=(1, 2), blocks_per_level=1),
+    )
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., FeatInv]:
+    """`make_model(config, seed=0, dtype=torch.float32)`: a model with random weights, zero convolutions included."""
+
+    def make(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> FeatInv:
+        with torch.device("meta"):
+            model = FeatInv(config)
+        with np.errstate(over="ignore"):
+            tensors = {
+                name: hashed_weight(name, tuple(t.shape), seed).to(dtype) for name, t in model.state_dict().items()
+            }
+        model.load_state_dict(tensors, strict=True, assign=True)
+        return model.eval().requires_grad_(requires_grad=False)
+
+    return make
