@@ -45,6 +45,10 @@ class ArgumentTypeError(FeatInvError, TypeError):
     """An argument has a type or dtype that cannot be used."""
 
 
+class MissingPackageError(FeatInvError, ImportError):
+    """An optional package that this call needs is not installed."""
+
+
 class FeatureShapeError(FeatInvError, ValueError):
     """Feature maps have the wrong rank, channel count or size for this engine."""
 

@@ -1,0 +1,20 @@
+"""Feature maps: what users hand in, files that hold them, and the backbones that compute them."""
+
+from featinv_fast.features.backbones import KNOWN_BACKBONES, Backbone, center_crop, known_spec
+from featinv_fast.features.checks import FeatureStatisticsWarning, check_statistics, non_finite_items
+from featinv_fast.features.files import list_images, load_features, read_image
+from featinv_fast.features.layouts import normalise
+
+__all__ = [
+    "KNOWN_BACKBONES",
+    "Backbone",
+    "FeatureStatisticsWarning",
+    "center_crop",
+    "check_statistics",
+    "known_spec",
+    "list_images",
+    "load_features",
+    "non_finite_items",
+    "normalise",
+    "read_image",
+]
