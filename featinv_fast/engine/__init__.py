@@ -1,1 +1,36 @@
 """The engine folder: manifest, graph specs, integrity and atomic installation. Standard library only."""
+
+from featinv_fast.engine.folder import EngineFolder, open_engine
+from featinv_fast.engine.graphs import Dim, GraphSpec, TensorSpec, graph_specs
+from featinv_fast.engine.install import Stage, staging
+from featinv_fast.engine.manifest import (
+    FORMAT_VERSION,
+    Exactness,
+    FileInfo,
+    Manifest,
+    OptionInfo,
+    ParityInfo,
+    ParityStatus,
+    PromptInfo,
+    SourceInfo,
+)
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Dim",
+    "EngineFolder",
+    "Exactness",
+    "FileInfo",
+    "GraphSpec",
+    "Manifest",
+    "OptionInfo",
+    "ParityInfo",
+    "ParityStatus",
+    "PromptInfo",
+    "SourceInfo",
+    "Stage",
+    "TensorSpec",
+    "graph_specs",
+    "open_engine",
+    "staging",
+]

@@ -1,0 +1,140 @@
+"""Reading an engine folder: nothing in it is handed to a library before every byte is checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from featinv_fast.engine.files import (
+    PARTIAL_SUFFIX,
+    PREVIOUS_SUFFIX,
+    entry_names,
+    file_problem,
+    hash_files,
+    is_member_name,
+    manifest_checksum,
+    real_path,
+    set_aside_path,
+)
+from featinv_fast.engine.graphs import GraphSpec
+from featinv_fast.engine.manifest import CHECKSUM_NAME, MANIFEST_NAME, Manifest
+from featinv_fast.errors import EngineIntegrityError, EngineNotFoundError, FeatInvError
+
+# A manifest is tens of kilobytes; a file beyond this is something else and not worth reading.
+MANIFEST_BYTES = 16 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineFolder:
+    """An engine folder whose files were all checked against its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    def file(self, name: str) -> Path:
+        """The path of a file of the engine.
+
+        Raises:
+            EngineNotFoundError: the engine has no such file.
+        """
+        if name not in self.manifest.files:
+            raise EngineNotFoundError(
+                f"the engine {self.path} has no such file",
+                given=name,
+                expected=sorted(self.manifest.files),
+                remedy="export the checkpoint again with the option that writes this file",
+            )
+        return self.path / name
+
+    def graph_specs(self) -> dict[str, GraphSpec]:
+        """The graphs of the engine by name."""
+        return self.manifest.graph_specs()
+
+
+def open_engine(path: str | os.PathLike[str]) -> EngineFolder:
+    """Open an engine folder after checking every byte of it.
+
+    Args:
+        path: the folder; it may be a symbolic link, its files may not.
+
+    Raises:
+        EngineNotFoundError: there is no engine, or only what an interrupted export left.
+        EngineIntegrityError: a file is changed, missing, of another size, a link, or not listed.
+        EngineFormatError: the engine was written in another format.
+    """
+    folder = real_path(path)
+    try:
+        _require_engine(folder)
+        manifest = Manifest.from_json(_checked_manifest(folder))
+        _check_files(folder, manifest)
+    except FeatInvError:
+        raise
+    except OSError as error:
+        raise _damaged(folder, [f"it cannot be read: {error}"]) from error
+    return EngineFolder(folder, manifest)
+
+
+def _require_engine(folder: Path) -> None:
+    """Refuse a folder that holds neither a manifest nor its checksum, or that an interrupted export left."""
+    if folder.name.endswith((PARTIAL_SUFFIX, PREVIOUS_SUFFIX)):
+        raise EngineNotFoundError(
+            "this folder was left by an interrupted export",
+            given=folder,
+            expected="an engine folder",
+            remedy="run the export again; it cleans up",
+        )
+    if any(os.path.lexists(folder / name) for name in (MANIFEST_NAME, CHECKSUM_NAME)):
+        return
+    remedy = "make one with `featinv-export --ckpt FILE --out DIR`"
+    if not folder.exists() and set_aside_path(folder).is_dir():
+        remedy = f"an interrupted export left the old engine in {set_aside_path(folder)}: export again or rename it"
+    raise EngineNotFoundError(
+        "there is no engine here", given=folder, expected=f"a folder with {MANIFEST_NAME}", remedy=remedy
+    )
+
+
+def _checked_manifest(folder: Path) -> bytes:
+    """The bytes of the manifest, which agree with its checksum file."""
+    names = (MANIFEST_NAME, CHECKSUM_NAME)
+    problems = [problem for name in names if (problem := file_problem(folder / name))]
+    if problems:
+        raise _damaged(folder, problems)
+    if any((folder / name).stat().st_size > MANIFEST_BYTES for name in names):
+        raise _damaged(folder, [f"{MANIFEST_NAME} or {CHECKSUM_NAME} is larger than {MANIFEST_BYTES} bytes"])
+    content = (folder / MANIFEST_NAME).read_bytes()
+    if (folder / CHECKSUM_NAME).read_bytes() != manifest_checksum(content):
+        raise _damaged(folder, [f"{MANIFEST_NAME} or {CHECKSUM_NAME} was changed: they do not agree"])
+    return content
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    """Compare the folder with the manifest: names and kinds first, then sizes, then every byte."""
+    problems = [f"{name!r} is not the name of a plain file" for name in manifest.files if not is_member_name(name)]
+    if not problems:
+        unlisted = entry_names(folder) - {*manifest.files, MANIFEST_NAME, CHECKSUM_NAME}
+        problems = [f"{name!r} is not part of the engine" for name in sorted(unlisted)]
+        problems += [problem for name in manifest.files if (problem := file_problem(folder / name))]
+    if not problems:
+        sizes = {name: (folder / name).stat().st_size for name in manifest.files}
+        problems = [
+            f"{name} has {sizes[name]} bytes instead of {info.size}"
+            for name, info in manifest.files.items()
+            if sizes[name] != info.size
+        ]
+    if not problems:
+        hashes = hash_files(folder, manifest.files)
+        problems = [f"{name} was changed" for name, info in manifest.files.items() if hashes[name] != info]
+    if problems:
+        raise _damaged(folder, problems)
+
+
+def _damaged(folder: Path, problems: Sequence[str]) -> EngineIntegrityError:
+    more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
+    return EngineIntegrityError(
+        f"the engine {folder} is damaged or unsafe",
+        given="; ".join([*problems[:10], *more]),
+        expected=f"exactly the files that {MANIFEST_NAME} lists, unchanged and not linked",
+        remedy="export the engine again, or copy it from its source once more, as plain files (`cp -rL`)",
+    )

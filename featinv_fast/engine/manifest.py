@@ -1,0 +1,239 @@
+"""The manifest: everything an engine folder says about itself, as one JSON file.
+
+Graph specs are not stored but derived from the configurations and sizes that are, so they have one
+source of truth.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import math
+import re
+from typing import Any
+
+from featinv_fast.config import FeatureSpec, ModelConfig, Precision, SamplingConfig, from_dict, to_dict
+from featinv_fast.engine.graphs import GraphSpec, graph_specs
+from featinv_fast.errors import ConfigError, EngineFormatError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+# `sha256sum -c manifest.json.sha256` checks the one file that cannot list its own hash.
+CHECKSUM_NAME = "manifest.json.sha256"
+
+
+class Exactness(enum.StrEnum):
+    """Whether an optimisation leaves the result equal up to rounding."""
+
+    EXACT = "exact"
+    LOSSY = "lossy"
+
+
+class ParityStatus(enum.StrEnum):
+    """Whether a graph was compared with the eager model. A failed comparison installs nothing."""
+
+    PASSED = "passed"
+    NOT_RUN = "not run"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FileInfo:
+    """Content of one file.
+
+    Attributes:
+        sha256: 64 lower-case hexadecimal digits.
+        size: in bytes.
+    """
+
+    sha256: str
+    size: int
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch("[0-9a-f]{64}", self.sha256) or self.size < 0:
+            raise ConfigError("not a sha256 and a size", given=(self.sha256, self.size), expected="64 digits, >= 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptInfo:
+    """The prompts whose embeddings are stored among the weights.
+
+    Attributes:
+        cond: the prompt, or `None` when only its embedding is known.
+        uncond: the negative prompt, or `None` when only its embedding is known.
+        source: where the embeddings came from, e.g. "checkpoint" or "text encoder".
+    """
+
+    cond: str | None = None
+    uncond: str | None = None
+    source: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptionInfo:
+    """A rewrite that was applied at export."""
+
+    name: str
+    exactness: Exactness
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParityInfo:
+    """One graph on one backend compared with the eager model at one batch size.
+
+    Attributes:
+        graph: name of the graph.
+        backend: what ran it.
+        batch: number of images (of steps for the time embedding).
+        status: whether the comparison ran.
+        max_abs: largest absolute difference; `None` if it did not run.
+        relative: norm of the difference over the norm of the eager result; `None` if it did not run.
+        tolerance: the limit on `relative`; `None` if it did not run.
+        reason: why it did not run.
+    """
+
+    graph: str
+    backend: str
+    batch: int
+    status: ParityStatus
+    max_abs: float | None = None
+    relative: float | None = None
+    tolerance: float | None = None
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.status is ParityStatus.NOT_RUN:
+            if not self.reason:
+                raise ConfigError(f"the parity of {self.graph} was not run for no stated reason", expected="a reason")
+        elif self.max_abs is None or self.relative is None or self.tolerance is None:
+            raise ConfigError(f"the parity of {self.graph} passed without its numbers", given=self)
+        elif not (math.isfinite(self.max_abs) and self.relative <= self.tolerance):
+            raise ConfigError(f"the parity of {self.graph} is called passed but was missed", given=self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceInfo:
+    """The checkpoint that the engine was made from.
+
+    Attributes:
+        file_name: without its folder, which is nobody else's business.
+        sha256: of the file.
+        layout: the checkpoint layout it was read as.
+    """
+
+    file_name: str
+    sha256: str
+    layout: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What an engine is, how it was made and what its files hold.
+
+    Attributes:
+        format_version: of the engine folder.
+        name: of the engine, for people.
+        created: UTC time in ISO 8601.
+        model: the architecture.
+        features: what the engine takes.
+        sampling: defaults of `Runtime.invert`.
+        precision: of the stored weights and of the graphs' arithmetic.
+        kept_fp32: tensors kept in fp32 because they do not fit `precision`.
+        prompts: the stored prompts.
+        time_bias_size: length of a step's row of time biases.
+        max_batch: largest batch of one call.
+        optimal_batch: batch that kernels are tuned for.
+        rewrites: optimisations applied at export.
+        adaptations: files fused into the weights, e.g. an LCM-LoRA.
+        parity: comparisons with the eager model.
+        source: the checkpoint.
+        tools: versions of what made the engine.
+        files: every file of the folder but the manifest and its checksum; filled in at installation.
+    """
+
+    format_version: int = FORMAT_VERSION
+    name: str
+    created: str
+    model: ModelConfig
+    features: FeatureSpec
+    sampling: SamplingConfig
+    precision: Precision
+    kept_fp32: tuple[str, ...] = ()
+    prompts: PromptInfo
+    time_bias_size: int
+    max_batch: int
+    optimal_batch: int = 1
+    rewrites: tuple[OptionInfo, ...] = ()
+    adaptations: tuple[str, ...] = ()
+    parity: tuple[ParityInfo, ...] = ()
+    source: SourceInfo
+    tools: dict[str, str]
+    files: dict[str, FileInfo] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.graph_specs()  # raises ConfigError when the sizes contradict one another
+
+    def graph_specs(self) -> dict[str, GraphSpec]:
+        """The graphs of this engine by name."""
+        return graph_specs(
+            self.model,
+            self.features,
+            time_bias_size=self.time_bias_size,
+            max_batch=self.max_batch,
+            optimal_batch=self.optimal_batch,
+        )
+
+    def to_json(self) -> bytes:
+        """The manifest as the bytes of `manifest.json`.
+
+        Raises:
+            ConfigError: a number is NaN or infinite, which JSON cannot say.
+        """
+        try:
+            return (json.dumps(to_dict(self), indent=2, allow_nan=False) + "\n").encode("ascii")
+        except ValueError as error:
+            raise ConfigError("a manifest holds finite numbers only", given=error) from error
+
+    @classmethod
+    def from_json(cls, content: bytes) -> Manifest:
+        """Read the bytes of a `manifest.json`.
+
+        Raises:
+            EngineFormatError: another format version, not JSON, or an unknown, missing or bad key.
+        """
+        try:
+            data = json.loads(content, object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            raise EngineFormatError(
+                f"{MANIFEST_NAME} is not an engine's manifest", given=error, expected="a JSON object"
+            ) from error
+        version = data.get("format_version") if isinstance(data, dict) else None
+        if version != FORMAT_VERSION or isinstance(version, bool):
+            newer = isinstance(version, int) and version > FORMAT_VERSION
+            raise EngineFormatError(
+                "the engine has a newer format" if newer else "the engine has no format that this version reads",
+                given=f"format version {version!r}",
+                expected=f"format version {FORMAT_VERSION}",
+                remedy="upgrade featinv-fast, or export the checkpoint again with this version",
+            )
+        try:
+            return from_dict(cls, data, where=MANIFEST_NAME)
+        except ConfigError as error:
+            raise EngineFormatError(
+                f"{MANIFEST_NAME} does not describe an engine: {error.problem}",
+                given=error.given,
+                expected=error.expected,
+                remedy="export the checkpoint again",
+            ) from error
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key appears twice")
+    return result
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
