@@ -1,0 +1,149 @@
+"""One graph of an engine as an ONNX model without weights of its own.
+
+The graph is traced on the meta device: its structure never depends on a weight's value, so that another checkpoint
+of the same architecture fits it, and no weight is held in memory. Initializers point into the engine's weight file.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from featinv_export.translations import OPSET, translations
+from featinv_export.weights import WEIGHT_FILE, StoredTensor
+from featinv_fast.engine.graphs import GraphSpec
+from featinv_fast.errors import ExportError
+
+# Sizes of the traced example. All differ from each other and from 1, so that no two dimensions are taken for one.
+_EXAMPLE_SIZES = {"batch": 3, "height": 7, "width": 11, "steps": 5}
+
+
+def export_graph(module: nn.Module, spec: GraphSpec, weights: Mapping[str, StoredTensor]) -> ir.Model:
+    """Trace `module` (on the meta device) as `spec` declares it.
+
+    Raises:
+        ExportError: the graph's weights are not those of the weight file.
+    """
+    model = _translate(_trace(module.eval(), spec))
+    parameters = _detach_initializers(model, weights)
+    _optimize(model)
+    _attach_initializers(model, parameters, weights)
+    _describe(model, spec)
+    return model
+
+
+def _trace(module: nn.Module, spec: GraphSpec) -> torch.export.ExportedProgram:
+    dims = {dim.name: torch.export.Dim(dim.name) for dim in spec.dims}
+    shapes = spec.input_shapes({name: _EXAMPLE_SIZES[name] for name in dims})
+    example = tuple(torch.empty(shape, device="meta") for shape in shapes.values())
+    dynamic = tuple({axis: dims[name] for axis, name in tensor.dynamic_axes.items()} for tensor in spec.inputs)
+    with torch.no_grad():
+        return torch.export.export(module, example, dynamic_shapes=dynamic)
+
+
+def _translate(program: torch.export.ExportedProgram) -> ir.Model:
+    with warnings.catch_warnings():
+        # The translation warns about torch's own deprecated helpers.
+        warnings.simplefilter("ignore")
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            optimize=False,
+            opset_version=OPSET,
+            verbose=False,
+            custom_translation_table=translations(),
+        )
+    assert exported is not None
+    return exported.model
+
+
+def _detach_initializers(model: ir.Model, weights: Mapping[str, StoredTensor]) -> list[ir.Value]:
+    """Make every weight a graph input for now: an optimiser that cannot see values cannot fold or merge them."""
+    initializers = model.graph.initializers
+    parameters = list(initializers.values())
+    for value in parameters:
+        stored = weights.get(str(value.name))
+        shape = tuple(value.shape.numpy()) if value.shape is not None else None
+        if stored is None or (stored.shape, stored.dtype) != (shape, value.dtype):
+            raise ExportError(
+                f"the graph's tensor {value.name!r} is not in the weight file as the graph needs it",
+                given=stored,
+                expected=f"{value.dtype} {shape}",
+                remedy="this is a bug: please report it",
+            )
+        del initializers[str(value.name)]
+        value.const_value = None
+        model.graph.inputs.append(value)
+    return parameters
+
+
+def _optimize(model: ir.Model) -> None:
+    from onnxscript import optimizer
+
+    optimizer.optimize(model)
+
+
+def _attach_initializers(model: ir.Model, parameters: list[ir.Value], weights: Mapping[str, StoredTensor]) -> None:
+    for value in parameters:
+        model.graph.inputs.remove(value)
+        if not value.uses():
+            continue
+        name = str(value.name)
+        stored = weights[name]
+        value.const_value = ir.ExternalTensor(
+            WEIGHT_FILE, stored.offset, stored.length, stored.dtype, shape=ir.Shape(stored.shape), name=name
+        )
+        model.graph.register_initializer(value)
+
+
+def _describe(model: ir.Model, spec: GraphSpec) -> None:
+    """Names of the spec on inputs, output and axes; module paths on nodes; nothing about the machine."""
+    symbols: dict[str, str] = {}  # the tracer's name of a dimension -> ours
+    for value, tensor in zip(model.graph.inputs, spec.inputs, strict=True):
+        if value.shape is not None:
+            symbols |= {str(value.shape[axis]): name for axis, name in tensor.dynamic_axes.items()}
+        value.name = tensor.name
+        value.shape = ir.Shape(tensor.shape)
+    (output,) = model.graph.outputs
+    output.name = spec.output.name
+    output.shape = ir.Shape(spec.output.shape)
+    model.graph.name = spec.name
+    model.producer_name = "featinv-fast"
+    model.doc_string = None
+    model.metadata_props.clear()
+    counts: dict[str, int] = {}
+    for node in model.graph:
+        scope = _scope(node)
+        counts[scope] = counts.get(scope, 0) + 1
+        node.name = f"{scope}/{node.op_type}_{counts[scope]}"
+        node.doc_string = None
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+            if value.shape is not None and value is not output:
+                value.shape = ir.Shape([_renamed(dim, symbols) for dim in value.shape])
+
+
+def _scope(node: ir.Node) -> str:
+    """The path of the module that a node came from, as torch recorded it."""
+    names: list[str] = [n for n in _literal(node.metadata_props.get("pkg.torch.onnx.name_scopes")) if n]
+    return names[-2] if len(names) > 1 else "graph"
+
+
+def _literal(text: str | None) -> list[str]:
+    import ast
+
+    return list(ast.literal_eval(text)) if text else []
+
+
+def _renamed(dim: int | ir.SymbolicDim, symbols: dict[str, str]) -> int | str | None:
+    if isinstance(dim, int) or dim.value is None:
+        return dim if isinstance(dim, int) else None
+    text = str(dim.value)
+    for symbol, name in symbols.items():
+        text = text.replace(symbol, name)
+    return text
