@@ -1,1 +1,26 @@
-"""Operations with a plain torch reference and fused kernels."""
+"""Operations with a plain torch reference and fused kernels, chosen by device, dtype and shape.
+
+Importing this package imports torch and nothing else; a kernel's toolchain is imported when the kernel first runs.
+"""
+
+from featinv_kernels.dispatch import choose, not_supported_reasons, support_table
+from featinv_kernels.errors import KernelArgumentError, KernelError, ProviderUnavailableError
+from featinv_kernels.ops.sampler_step.op import sampler_step
+from featinv_kernels.ops.to_uint8.op import to_uint8
+from featinv_kernels.spec import OPS, Case, OpSpec, Provider, Request
+
+__all__ = [
+    "OPS",
+    "Case",
+    "KernelArgumentError",
+    "KernelError",
+    "OpSpec",
+    "Provider",
+    "ProviderUnavailableError",
+    "Request",
+    "choose",
+    "not_supported_reasons",
+    "sampler_step",
+    "support_table",
+    "to_uint8",
+]

@@ -1,0 +1,1 @@
+"""One step of a diffusion sampler: two linear combinations in one kernel."""

@@ -1,0 +1,1 @@
+"""Decoded images to bytes on the device."""
