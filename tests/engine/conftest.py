@@ -1,5 +1,7 @@
 """A small manifest and a small engine: real structure, fake weights."""
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from featinv_fast.engine import (
     ParityStatus,
     PromptInfo,
     SourceInfo,
+    Stage,
+    open_engine,
     staging,
 )
 
@@ -72,3 +76,32 @@ def engine(tmp_path: Path, manifest: Manifest) -> Path:
             (stage.path / name).write_bytes(content)
         stage.finish(manifest)
     return tmp_path / "engines" / "small"
+
+
+@pytest.fixture
+def export(manifest: Manifest) -> Callable[..., Path]:
+    """A small export, with whatever happens `during` it."""
+
+    def export(
+        destination: str | Path,
+        name: str = "new",
+        during: Callable[[Stage], object] = lambda _: None,
+        **options: bool,
+    ) -> Path:
+        with staging(destination, **options) as stage:
+            (stage.path / "weights.safetensors").write_text(name)
+            during(stage)
+            return stage.finish(dataclasses.replace(manifest, name=name))
+
+    return export
+
+
+@pytest.fixture
+def assert_untouched(engine: Path) -> Callable[[], None]:
+    """Asserts that the engine called "old" is whole and alone in its folder."""
+
+    def assert_untouched() -> None:
+        assert open_engine(engine).manifest.name == "old"
+        assert [entry.name for entry in engine.parent.iterdir()] == [engine.name]
+
+    return assert_untouched
