@@ -49,7 +49,7 @@ def another_export(destination: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.parametrize("mode", ["fresh", "force"])
-def test_b9_killed_at_every_operation(tmp_path: Path, mode: str) -> None:
+def test_b9_killed_at_every_operation(tmp_path: Path, manifest: Manifest, mode: str) -> None:
     (tmp_path / "manifest").write_bytes(manifest.to_json())
     command = [sys.executable, SCRIPT, tmp_path, tmp_path / "manifest", mode]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
