@@ -1,0 +1,68 @@
+"""What a backend is: it says why it cannot serve a request, or loads the engine."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from featinv_fast.config import Precision
+from featinv_fast.engine.folder import EngineFolder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """How an engine is to be run.
+
+    Attributes:
+        engine: the checked engine folder.
+        device: where to run; never "auto".
+        precision: `None` is the engine's own.
+        threads: CPU threads of one operation; `None` leaves the choice to the backend's library.
+    """
+
+    engine: EngineFolder
+    device: torch.device
+    precision: Precision | None = None
+    threads: int | None = None
+
+
+class Session(abc.ABC):
+    """An engine loaded by a backend. Not safe for concurrent calls: `Runtime` serialises them.
+
+    Attributes:
+        backend: name of the backend.
+        device: where the graphs run and where `run` returns its result.
+        precision: of the graphs' arithmetic.
+    """
+
+    backend: str
+    device: torch.device
+    precision: Precision
+
+    @abc.abstractmethod
+    def run(self, graph: str, *inputs: Tensor) -> Tensor:
+        """Run a graph of the engine.
+
+        Args:
+            graph: a name of `EngineFolder.graph_specs`.
+            inputs: float32 tensors on `device`, in the order of the graph's spec.
+
+        Returns:
+            The graph's output, float32 on `device`, not shared with a later call.
+        """
+
+
+class Backend(Protocol):
+    """One way to run engines."""
+
+    name: str
+
+    def not_supported_reasons(self, request: Request) -> list[str]:
+        """Why this backend cannot serve `request` here; empty when it can."""
+
+    def load(self, request: Request) -> Session:
+        """Load the engine. Call it only where there are no reasons not to."""

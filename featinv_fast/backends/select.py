@@ -1,0 +1,68 @@
+"""Which backend runs an engine: the best that can, or the one that was asked for, or an error with all reasons."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from featinv_fast.backends.base import Backend, Request, Session
+from featinv_fast.backends.onnxruntime_ import OnnxruntimeBackend
+from featinv_fast.backends.torch_ import TorchBackend
+from featinv_fast.errors import ArgumentError, BackendUnavailableError
+
+logger = logging.getLogger(__name__)
+
+BACKENDS: dict[str, Backend] = {b.name: b for b in (TorchBackend(), OnnxruntimeBackend())}
+
+# Measured: on a CPU onnxruntime takes about half of torch's time (benchmarks/results/full_size.jsonl).
+PREFERENCE = {"cpu": ("onnxruntime", "torch"), "cuda": ("torch", "onnxruntime")}
+
+
+def resolve_device(device: str) -> torch.device:
+    """ "auto" is the first NVIDIA GPU that torch sees, else the CPU.
+
+    Raises:
+        ArgumentError: not the name of a device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ArgumentError(
+            "not a device", given=repr(device), expected="'auto', 'cpu', 'cuda' or 'cuda:N'", remedy="name one of these"
+        ) from None
+
+
+def reasons_against(request: Request) -> dict[str, list[str]]:
+    """For each backend, why it cannot serve `request`; empty lists where it can."""
+    return {name: backend.not_supported_reasons(request) for name, backend in BACKENDS.items()}
+
+
+def load(request: Request, backend: str = "auto") -> Session:
+    """Load an engine with the backend asked for, or with the best that can serve the request.
+
+    Raises:
+        ArgumentError: there is no backend of this name.
+        BackendUnavailableError: the request cannot be served; it carries every candidate's reasons.
+    """
+    if backend != "auto" and backend not in BACKENDS:
+        raise ArgumentError(
+            "unknown backend", given=repr(backend), expected=["auto", *BACKENDS], remedy="name one of these"
+        )
+    reasons = reasons_against(request)
+    order = PREFERENCE.get(request.device.type, tuple(BACKENDS)) if backend == "auto" else (backend,)
+    for name in order:
+        if not reasons[name]:
+            session = BACKENDS[name].load(request)
+            logger.info("running %s on %s with %s", request.engine.path, session.device, name)
+            return session
+    raise BackendUnavailableError(
+        "no backend can run this engine here"
+        if backend == "auto"
+        else f"the backend {backend!r} cannot run this engine here",
+        given=f"device {request.device}, precision {request.precision or 'of the engine'}",
+        reasons=reasons,
+        remedy="see `featinv doctor`, or choose backend='auto' and device='auto'",
+    )
