@@ -6,7 +6,7 @@ without reading our source. `assert` is for our own bugs, these classes are for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 class FeatInvError(Exception):
@@ -128,7 +128,7 @@ class BackendUnavailableError(FeatInvError, RuntimeError):
     """
 
     def __init__(
-        self, problem: str, *, reasons: dict[str, Sequence[str]], given: object = None, remedy: str | None = None
+        self, problem: str, *, reasons: Mapping[str, Sequence[str]], given: object = None, remedy: str | None = None
     ) -> None:
         self.reasons = {name: list(why) for name, why in reasons.items()}
         listing = "; ".join(f"{name}: {', '.join(why) if why else 'available'}" for name, why in self.reasons.items())

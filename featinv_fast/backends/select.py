@@ -20,7 +20,7 @@ PREFERENCE = {"cpu": ("onnxruntime", "torch"), "cuda": ("torch", "onnxruntime")}
 
 
 def resolve_device(device: str) -> torch.device:
-    """ "auto" is the first NVIDIA GPU that torch sees, else the CPU.
+    """A device by name; "auto" is the first NVIDIA GPU that torch sees, else the CPU.
 
     Raises:
         ArgumentError: not the name of a device.
@@ -58,10 +58,9 @@ def load(request: Request, backend: str = "auto") -> Session:
             session = BACKENDS[name].load(request)
             logger.info("running %s on %s with %s", request.engine.path, session.device, name)
             return session
+    asked = "no backend" if backend == "auto" else f"not the backend {backend!r}"
     raise BackendUnavailableError(
-        "no backend can run this engine here"
-        if backend == "auto"
-        else f"the backend {backend!r} cannot run this engine here",
+        f"{asked} can run this engine here",
         given=f"device {request.device}, precision {request.precision or 'of the engine'}",
         reasons=reasons,
         remedy="see `featinv doctor`, or choose backend='auto' and device='auto'",

@@ -99,7 +99,7 @@ def device_problems(device: torch.device) -> list[str]:
     if device.type == "cpu":
         return []
     if device.type == "cuda":
-        if not torch.backends.cuda.is_built():
+        if torch.version.cuda is None:
             return ["this build of torch has no CUDA"]
         if not torch.cuda.is_available():
             return ["torch sees no NVIDIA GPU and driver"]
