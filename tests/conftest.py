@@ -115,7 +115,7 @@ def golden() -> Golden:
             for name, (shape, bound) in INPUTS.items()
         }
     return Golden(
-        config=infer_config(LDM.landmarks({name: tuple(t.shape) for name, t in tensors.items()})),
+        config=infer_config(LDM, {name: tuple(t.shape) for name, t in tensors.items()}),
         tensors=tensors,
         inputs=inputs,
         expected=load_file(GOLDEN / "small.safetensors"),

@@ -3,55 +3,67 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 from featinv_fast.checkpoints.architecture import Shape, Shapes
+from featinv_fast.checkpoints.recipe import Layout
 from featinv_fast.config import AutoencoderConfig, ModelConfig
 from featinv_fast.errors import CheckpointMismatchError
 
 GROUPS = 32  # of every GroupNorm: widths are its multiples
 ENCODER = "denoiser.unet.encoder"
+CONV_IN = f"{ENCODER}.conv_in.weight"
+CONTEXT = f"{ENCODER}.middle.block_in.transformer.cross_attention.context.key.weight"
+FEATURES = "condition_encoder.conv_in.weight"
+IMAGE = "autoencoder.encoder.conv_in.weight"
+LATENT = "autoencoder.decoder.post_quant_conv.weight"
+REQUIRED = (CONV_IN, CONTEXT, FEATURES, IMAGE, LATENT)
 GUIDANCE = "denoiser.unet.time_embedding.guidance_projection.weight"
 
 
-def infer_config(landmarks: Shapes) -> ModelConfig:
-    """The configuration that `landmarks` (shapes under our names, see `Layout.landmarks`) belong to.
+def infer_config(layout: Layout, shapes: Shapes) -> ModelConfig:
+    """The configuration that a checkpoint of `layout` with these tensor shapes belongs to.
 
     What shapes cannot tell (heads, latent size, prompt length, latent scale) keeps the official values.
 
     Raises:
-        CheckpointMismatchError: a landmark is missing or fits no architecture of this family.
+        CheckpointMismatchError: a tensor that tells the architecture is missing or fits no architecture of this family.
     """
-    channels, latent_channels = _shape(landmarks, f"{ENCODER}.conv_in.weight", 4)[:2]
+    landmarks = layout.landmarks(shapes)
+    missing = [name for name in REQUIRED if name not in landmarks]
+    if missing:
+        # These names do not depend on the architecture, so that of the default one will do.
+        names = layout.modules(ModelConfig())
+        raise _unfit(
+            f"{len(missing)} of the tensors that tell it are missing",
+            f"{len(shapes)} tensors; missing: {', '.join(layout.source_name(names, name) for name in missing)}",
+            f"a complete checkpoint in the layout '{layout.name}'",
+        )
+    channels, latent_channels = _shape(landmarks, CONV_IN, 4)[:2]
     multipliers, blocks = _levels(landmarks, ENCODER, "residual.conv_in", channels)
-    hidden, feature_channels = _shape(landmarks, "condition_encoder.conv_in.weight", 4)[:2]
-    context_key = f"{ENCODER}.middle.block_in.transformer.cross_attention.context.key.weight"
-    config = ModelConfig(
+    hidden, feature_channels = _shape(landmarks, FEATURES, 4)[:2]
+    return ModelConfig(
         latent_channels=latent_channels,
         channels=channels,
         channel_multipliers=multipliers,
         blocks_per_level=blocks,
         attention_levels=_attention_levels(landmarks),
-        context_channels=_shape(landmarks, context_key, 2)[1],
+        context_channels=_shape(landmarks, CONTEXT, 2)[1],
         feature_channels=feature_channels,
         condition_hidden_channels=hidden,
         guidance_embedding_channels=_shape(landmarks, GUIDANCE, 2)[1] if GUIDANCE in landmarks else 0,
         autoencoder=_autoencoder(landmarks),
     )
-    if any(width % config.heads for width in config.level_channels):
-        raise _unfit("its widths are not multiples of the number of heads", config.level_channels, config.heads)
-    return config
 
 
 def _autoencoder(landmarks: Shapes) -> AutoencoderConfig:
-    channels, image_channels = _shape(landmarks, "autoencoder.encoder.conv_in.weight", 4)[:2]
+    channels, image_channels = _shape(landmarks, IMAGE, 4)[:2]
     multipliers, blocks = _levels(landmarks, "autoencoder.encoder", "conv_in", channels)
     return AutoencoderConfig(
         channels=channels,
         channel_multipliers=multipliers,
         blocks_per_level=blocks,
         image_channels=image_channels,
-        latent_channels=_shape(landmarks, "autoencoder.decoder.post_quant_conv.weight", 4)[0],
+        latent_channels=_shape(landmarks, LATENT, 4)[0],
     )
 
 
@@ -80,15 +92,9 @@ def _attention_levels(landmarks: Shapes) -> tuple[int, ...]:
 
 
 def _shape(landmarks: Shapes, name: str, rank: int) -> Shape:
-    if name not in landmarks:
-        raise _unfit(f"no tensor that would be our {name}", _names(landmarks), f"a tensor of rank {rank} there")
     if len(landmarks[name]) != rank:
         raise _unfit(f"the tensor that would be our {name} has another rank", landmarks[name], f"rank {rank}")
     return landmarks[name]
-
-
-def _names(landmarks: Iterable[str]) -> str:
-    return ", ".join(sorted(landmarks)) or "none of the tensors that tell the architecture"
 
 
 def _unfit(problem: str, given: object, expected: object) -> CheckpointMismatchError:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from featinv_fast.checkpoints.architecture import PROMPTS, TEXT_ENCODER, Shape, Shapes, model_shapes
 from featinv_fast.checkpoints.known import resemblance
+from featinv_fast.checkpoints.reader import Raw
 from featinv_fast.config import ModelConfig
 from featinv_fast.errors import CheckpointMismatchError
 
@@ -39,6 +40,8 @@ class Layout:
         ignored: (pattern of whole keys, why they are not needed).
         pointwise: pattern of our linear layers that this layout keeps as 1x1 convolutions.
         constants: tensors that carry no information but that readers of this layout insist on.
+        complete: adds to a configuration what this layout tells in other ways than by shapes.
+        check: refuses what contradicts the configuration outside of the recipe.
     """
 
     name: str
@@ -49,6 +52,17 @@ class Layout:
     ignored: tuple[tuple[str, str], ...] = ()
     pointwise: str = r"(?!)"  # matches nothing
     constants: Callable[[ModelConfig], dict[str, Tensor]] = lambda _: {}
+    complete: Callable[[ModelConfig, Raw], ModelConfig] = lambda config, _: config
+    check: Callable[[ModelConfig, Raw], None] = lambda *_: None
+
+    def source_name(self, modules: Mapping[str, str], name: str) -> str:
+        """This layout's name of our tensor `name`, given what `modules` returned."""
+        if name in PROMPTS:
+            return name
+        if name.startswith(TEXT_ENCODER):
+            return self.text_encoder + name.removeprefix(TEXT_ENCODER)
+        module, _, parameter = name.rpartition(".")
+        return f"{modules[module]}.{parameter}"
 
     def recognises(self, keys: Iterable[str]) -> bool:
         """Whether checkpoints with these keys are of this layout."""
@@ -83,8 +97,15 @@ class Recipe:
         for name, shape in shapes.items():
             if len(shape) == 2 and pointwise.fullmatch(name):
                 shape = (*shape, 1, 1)
-            sources[name] = Source(_source_name(layout, modules, name), shape)
+            sources[name] = Source(layout.source_name(modules, name), shape)
         return cls(layout, shapes, sources, layout.constants(config))
+
+    def part(self, prefix: str) -> Self:
+        """The recipe for those of our tensors whose names start with `prefix`, without constants."""
+        shapes = {name: shape for name, shape in self.shapes.items() if name.startswith(prefix)}
+        return dataclasses.replace(
+            self, shapes=shapes, sources={name: self.sources[name] for name in shapes}, constants={}
+        )
 
     def read(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Our tensors from those of a checkpoint: views, nothing is copied.
@@ -144,15 +165,6 @@ class Recipe:
 def nested(ours: str, theirs: str, table: Mapping[str, str]) -> dict[str, str]:
     """The rows of `table` (our child to theirs) under the parents `ours` and `theirs`."""
     return {f"{ours}.{a}": f"{theirs}.{b}" for a, b in table.items()}
-
-
-def _source_name(layout: Layout, modules: Mapping[str, str], name: str) -> str:
-    if name in PROMPTS:
-        return name
-    if name.startswith(TEXT_ENCODER):
-        return layout.text_encoder + name.removeprefix(TEXT_ENCODER)
-    module, _, parameter = name.rpartition(".")
-    return f"{modules[module]}.{parameter}"
 
 
 def _same(tensor: Tensor, constant: Tensor) -> bool:
