@@ -7,6 +7,7 @@ without reading our source. `assert` is for our own bugs, these classes are for 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class FeatInvError(Exception):
@@ -62,7 +63,12 @@ class NonFiniteFeatureError(FeatInvError, ValueError):
 
 
 class NumericalError(FeatInvError, ArithmeticError):
-    """An item gave NaN or infinite values that recomputing in fp32 did not repair."""
+    """A row gave NaN or infinite values that recomputing in fp32 did not repair.
+
+    `finished`, where it was raised by a call on many rows, is the result with the other rows.
+    """
+
+    finished: Any = None
 
 
 class OutOfMemoryError(FeatInvError, MemoryError):

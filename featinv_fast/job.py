@@ -1,0 +1,115 @@
+"""One call of `Runtime.invert`: its inputs, its batches, and its results as they come."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from featinv_fast.backends import Session
+from featinv_fast.errors import FeatInvError, NonFiniteFeatureError
+from featinv_fast.features import non_finite_items
+from featinv_fast.inversion import Inversion, OutputType, RunFlags, convert_images
+from featinv_fast.sampling import Plan, sample, start_noise
+
+
+@dataclasses.dataclass
+class Job:
+    """Rows to compute and what is known of them. Row k is sample `k % samples` of feature map `k // samples`.
+
+    Attributes:
+        maps: [B, C, H, W].
+        samples: rows for each map.
+        seeds: one for each row.
+        start: explicit start noise [N, 4, h, w], or None for the seeds' own.
+        latent_shape: (4, h, w).
+        image_size: edge of a decoded image in pixels.
+        output_type: the form of the images.
+        errors: row -> why it has no result.
+        recomputed: rows computed again in fp32.
+    """
+
+    maps: Tensor
+    samples: int
+    seeds: tuple[int, ...]
+    start: Tensor | None
+    latent_shape: tuple[int, int, int]
+    image_size: int
+    output_type: OutputType
+    errors: dict[int, FeatInvError] = dataclasses.field(default_factory=dict)
+    recomputed: list[int] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._latents = torch.full((len(self.seeds), *self.latent_shape), float("nan"))
+        self._images: dict[int, Any] = {}
+        for item in non_finite_items(self.maps):
+            error = NonFiniteFeatureError(
+                f"feature map {item} holds NaN or infinite values",
+                expected="finite values",
+                remedy="leave the map out, or pass errors='return' to invert the others",
+            )
+            self.errors |= dict.fromkeys(range(item * self.samples, (item + 1) * self.samples), error)
+
+    @property
+    def pending(self) -> list[int]:
+        """Rows with neither a result nor an error."""
+        return [row for row in range(len(self.seeds)) if row not in self.errors and row not in self._images]
+
+    def compute(self, session: Session, plan: Plan, rows: Sequence[int], on_step: Callable[[], None]) -> list[int]:
+        """Compute `rows` in one batch and keep what is finite.
+
+        Returns:
+            The rows that overflowed. They are left pending.
+        """
+        items = sorted({row // self.samples for row in rows})
+        place = {item: index for index, item in enumerate(items)}
+        condition = session.run("condition_encoder", self.maps[items].to(session.device))
+        condition = condition[[place[row // self.samples] for row in rows]]  # [B, channels, h, w]
+        generators = [torch.Generator().manual_seed(self.seeds[row]) for row in rows]
+        noise = start_noise(generators, self.latent_shape) if self.start is None else self.start[list(rows)]
+        latents = sample(session, plan, condition, noise.to(session.device), generators, on_step)
+        finite = torch.isfinite(latents).flatten(1).all(dim=1)
+        images: Any = [None] * len(rows)
+        if self.output_type is not OutputType.LATENT:
+            decoded = session.run("decoder", latents)
+            finite &= torch.isfinite(decoded).flatten(1).all(dim=1)
+            images = convert_images(decoded, self.output_type)
+        good = finite.tolist()
+        for index, row in enumerate(rows):
+            if good[index]:
+                self._latents[row] = latents[index].cpu()
+                self._images[row] = images[index]
+        return [row for row, is_good in zip(rows, good, strict=True) if not is_good]
+
+    def result(self, flags: RunFlags) -> Inversion:
+        """What there is so far. Rows without a result have an error, or get one that says they were not reached."""
+        errors = dict(self.errors)
+        for row in self.pending:
+            errors[row] = FeatInvError("this row was not computed", given="an interrupted call", remedy="run it again")
+        return Inversion(
+            images=self._collect(),
+            latents=self._latents,
+            seeds=self.seeds,
+            errors=dict(sorted(errors.items())),
+            output_type=self.output_type,
+            flags=dataclasses.replace(flags, recomputed=tuple(self.recomputed)),
+        )
+
+    def _collect(self) -> Any:
+        rows = range(len(self.seeds))
+        if self.output_type is OutputType.PIL:
+            return [self._images.get(row) for row in rows]
+        if self.output_type is OutputType.LATENT:
+            return self._latents.numpy()
+        size = self.image_size
+        if self.output_type is OutputType.UINT8:
+            images = np.zeros((len(rows), size, size, 3), dtype=np.uint8)
+        else:
+            images = np.full((len(rows), 3, size, size), np.nan, dtype=np.float32)
+        for row, image in self._images.items():
+            images[row] = image
+        return torch.from_numpy(images) if self.output_type is OutputType.TORCH else images

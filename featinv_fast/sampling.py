@@ -1,0 +1,110 @@
+"""The sampling loop: one loop and one fused step for every sampler and every backend."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from featinv_fast.backends import Session
+from featinv_fast.config import ModelConfig
+from featinv_fast.samplers import StepTable
+from featinv_kernels import sampler_step
+
+# Guess mode weakens the residuals towards the finest level (ControlNet, arXiv 2302.05543, public code).
+GUESS_DECAY = 0.825
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything about a sampling run that is the same for all items. Tensors live on the session's device.
+
+    Attributes:
+        table: the sampler's steps.
+        time_bias: [S, T], a row for each step.
+        control_scales: [2, 13] or, for one branch, [1, 13].
+        guidance_scale: [] for two branches; None for one.
+    """
+
+    table: StepTable
+    time_bias: Tensor
+    control_scales: Tensor
+    guidance_scale: Tensor | None
+
+
+def make_plan(
+    session: Session, config: ModelConfig, table: StepTable, *, guidance_scale: float, strength: float, guess_mode: bool
+) -> Plan:
+    """Compute the constants of a run.
+
+    Guidance 1 needs no unconditional branch, and a U-Net with a guidance embedding takes the scale as an input.
+    """
+    timesteps = torch.as_tensor(table.timesteps, dtype=torch.float32, device=session.device)
+    embedded = config.guidance_embedding_channels > 0
+    step_inputs = (timesteps, torch.full_like(timesteps, guidance_scale)) if embedded else (timesteps,)
+    branches = 1 if embedded or guidance_scale == 1.0 else 2
+    return Plan(
+        table=table,
+        time_bias=session.run("time_embedding", *step_inputs),
+        control_scales=control_scales(
+            config.control_count, branches=branches, strength=strength, guess_mode=guess_mode
+        ).to(session.device),
+        guidance_scale=None if branches == 1 else torch.tensor(guidance_scale, device=session.device),
+    )
+
+
+def control_scales(count: int, *, branches: int, strength: float, guess_mode: bool) -> Tensor:
+    """Strength of each of the `count` ControlNet residuals in each branch: [branches, count].
+
+    In guess mode the unconditional branch is not controlled at all, so that guidance amplifies the features.
+    """
+    scales = torch.full((branches, count), strength)
+    if guess_mode:
+        scales[0] = strength * GUESS_DECAY ** torch.arange(count - 1, -1, -1)
+        scales[1:] = 0.0
+    return scales
+
+
+def start_noise(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
+    """N(0, 1) from each item's own generator on the CPU: [N, *shape], whatever the batch or the device."""
+    return torch.stack([torch.randn(*shape, generator=g) for g in generators])
+
+
+def sample(
+    session: Session,
+    plan: Plan,
+    condition: Tensor,
+    latents: Tensor,
+    generators: Sequence[torch.Generator],
+    on_step: Callable[[], None],
+) -> Tensor:
+    """Run all steps on one batch.
+
+    Args:
+        session: the engine.
+        plan: the run's constants.
+        condition: [B, channels, h, w].
+        latents: start noise [B, 4, h, w].
+        generators: one for each item, for samplers that add noise.
+        on_step: called after each step.
+
+    Returns:
+        The final latents [B, 4, h, w].
+    """
+    coefficients = torch.as_tensor(plan.table.coefficients, dtype=torch.float32, device=session.device)  # [S, 6]
+    history: Tensor | None = None
+    for step in range(len(plan.table)):
+        if plan.guidance_scale is None:
+            eps = session.run("denoiser_unguided", latents, condition, plan.time_bias[step], plan.control_scales)
+        else:
+            eps = session.run(
+                "denoiser", latents, condition, plan.time_bias[step], plan.guidance_scale, plan.control_scales
+            )
+        noise = None
+        if plan.table.C[step] != 0.0:
+            noise = start_noise(generators, latents.shape[1:]).to(session.device)
+        latents, history = sampler_step(latents, eps, coefficients[step], noise, history)
+        on_step()
+    return latents
