@@ -100,7 +100,7 @@ class Inversion:
             )
         images = self.images
         if self.output_type is not OutputType.UINT8:
-            images = to_uint8(_as_tensor(images)).numpy()
+            images = to_uint8(torch.as_tensor(images)).numpy()
         return [Image.fromarray(images[row]) if ok else None for row, ok in enumerate(self.ok)]
 
     def grid(self, columns: int | None = None) -> Image.Image:
@@ -131,21 +131,29 @@ class Inversion:
         Returns:
             The paths of the images.
         """
+        names = [f"{row:06d}" for row in range(len(self))] if names is None else names
+        paths = self.save_images(folder, names)
+        record = {"flags": to_dict(self.flags), "items": self.items(names)}
+        (Path(folder) / "inversion.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        return paths
+
+    def save_images(self, folder: str | os.PathLike[str], names: Sequence[str]) -> list[Path]:
+        """Write a PNG for each row with a result; see `save`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        names = [f"{row:06d}" for row in range(len(self))] if names is None else names
         paths = []
         for name, image in zip(names, self.to_pil(), strict=True):
             if image is not None:
                 paths.append(folder / f"{name}.png")
                 image.save(paths[-1])
-        items = [
+        return paths
+
+    def items(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Name, seed and error of each row, as plain data."""
+        return [
             {"name": name, "seed": seed, "error": str(self.errors[row]) if row in self.errors else None}
             for row, (name, seed) in enumerate(zip(names, self.seeds, strict=True))
         ]
-        record = {"flags": to_dict(self.flags), "items": items}
-        (folder / "inversion.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        return paths
 
 
 class InversionInterrupted(KeyboardInterrupt):
@@ -163,9 +171,3 @@ def convert_images(images: Tensor, output_type: OutputType) -> Any:
         return array if output_type is OutputType.UINT8 else [Image.fromarray(row) for row in array]
     tensor = images.float().cpu()
     return tensor if output_type is OutputType.TORCH else tensor.numpy()
-
-
-def _as_tensor(images: Any) -> Tensor:
-    import torch
-
-    return torch.as_tensor(images)

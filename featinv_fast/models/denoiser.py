@@ -57,5 +57,7 @@ class Denoiser(nn.Module):
         eps = self.unet(x, time, context, residuals, guidance).to(latents.dtype)
         if guidance_scale is None:
             return eps
-        conditional, unconditional = eps.reshape(2, *latents.shape).unbind()  # not chunk: it would fix the batch size in an export
+        conditional, unconditional = eps.reshape(
+            2, *latents.shape
+        ).unbind()  # not chunk: it would fix the batch size in an export
         return unconditional + guidance_scale * (conditional - unconditional)

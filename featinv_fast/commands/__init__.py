@@ -1,0 +1,1 @@
+"""What the subcommands of `featinv` do; the command line itself only parses."""

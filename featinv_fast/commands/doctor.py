@@ -1,0 +1,122 @@
+"""`featinv doctor`: what is installed here, and which backends can run an engine and why the others cannot."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from featinv_fast.backends import Request, device_problems, provider_problems, reasons_against
+from featinv_fast.engine import open_engine
+from featinv_kernels import support_table
+
+PACKAGES = (
+    "featinv-fast",
+    "torch",
+    "numpy",
+    "safetensors",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "triton",
+    "timm",
+    "tokenizers",
+    "diffusers",
+)
+
+
+def doctor(engine: Path | None = None) -> dict[str, Any]:
+    """What can run here, as plain data.
+
+    Args:
+        engine: an engine folder to check and to judge the backends by; without it they are judged for any engine.
+
+    Returns:
+        "system", "packages" (name -> version or None), "gpus", "backends" (device -> backend -> reasons against it),
+        "kernels" (the support table of the fused operations) and, for an engine, "engine".
+
+    Raises:
+        EngineError: the engine cannot be opened.
+    """
+    devices = [torch.device("cpu"), torch.device("cuda")]
+    report: dict[str, Any] = {
+        "system": {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "processor": _processor(),
+            "threads": torch.get_num_threads(),
+        },
+        "packages": {name: _version(name) for name in PACKAGES},
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "backends": {
+            device.type: {"torch": device_problems(device), "onnxruntime": provider_problems(device)}
+            for device in devices
+        },
+        "kernels": support_table(),
+    }
+    if engine is not None:
+        folder = open_engine(engine)
+        manifest = folder.manifest
+        report["engine"] = {
+            "path": str(folder.path),
+            "name": manifest.name,
+            "precision": str(manifest.precision),
+            "files": {name: info.size for name, info in manifest.files.items()},
+        }
+        report["backends"] = {device.type: reasons_against(Request(engine=folder, device=device)) for device in devices}
+    return report
+
+
+def describe(report: dict[str, Any]) -> str:
+    """The report as text for people."""
+    system = report["system"]
+    lines = [
+        f"python {system['python']} on {system['platform']}",
+        f"{system['processor']}, {system['threads']} threads",
+        *(report["gpus"] or ["no NVIDIA GPU"]),
+        "",
+        "packages",
+        *(f"  {name:16} {version or '-'}" for name, version in report["packages"].items()),
+    ]
+    if "engine" in report:
+        engine = report["engine"]
+        size = sum(engine["files"].values()) / 2**20
+        lines += [
+            "",
+            f"engine {engine['path']}",
+            f"  {engine['name']}, {engine['precision']}, {size:,.0f} MiB, unchanged",
+        ]
+    lines += ["", "backends for this engine" if "engine" in report else "backends"]
+    for device, backends in report["backends"].items():
+        for name, reasons in backends.items():
+            lines.append(f"  {device:5} {name:12} {'ready' if not reasons else 'no: ' + '; '.join(reasons)}")
+    lines += ["", "fused operations"]
+    for row in report["kernels"]:
+        reasons = "; ".join(row["reasons"])
+        ready = f"{row['supported_cases']} of {row['cases']} cases" if row["supported_cases"] else f"no: {reasons}"
+        lines.append(f"  {row['op']:14} {row['provider']:10} {row['device']:5} {row['dtype']:9} {ready}")
+    return "\n".join(lines)
+
+
+def can_serve(report: dict[str, Any]) -> bool:
+    """Whether any backend is ready."""
+    return any(not reasons for backends in report["backends"].values() for reasons in backends.values())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
