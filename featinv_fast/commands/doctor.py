@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import platform
 from pathlib import Path
 from typing import Any
@@ -88,17 +89,19 @@ def describe(report: dict[str, Any]) -> str:
         lines += [
             "",
             f"engine {engine['path']}",
-            f"  {engine['name']}, {engine['precision']}, {size:,.0f} MiB, unchanged",
+            f"  {engine['name']}, {engine['precision']}, {size:,.0f} MiB, every byte as exported",
         ]
     lines += ["", "backends for this engine" if "engine" in report else "backends"]
     for device, backends in report["backends"].items():
         for name, reasons in backends.items():
             lines.append(f"  {device:5} {name:12} {'ready' if not reasons else 'no: ' + '; '.join(reasons)}")
     lines += ["", "fused operations"]
-    for row in report["kernels"]:
-        reasons = "; ".join(row["reasons"])
-        ready = f"{row['supported_cases']} of {row['cases']} cases" if row["supported_cases"] else f"no: {reasons}"
-        lines.append(f"  {row['op']:14} {row['provider']:10} {row['device']:5} {row['dtype']:9} {ready}")
+    for (op, provider, device), rows in itertools.groupby(
+        report["kernels"], key=lambda row: (row["op"], row["provider"], row["device"])
+    ):
+        table = list(rows)
+        ready = ", ".join(row["dtype"] for row in table if row["supported_cases"])
+        lines.append(f"  {device:5} {op:13} {provider:10} {ready or 'no: ' + '; '.join(table[0]['reasons'])}")
     return "\n".join(lines)
 
 
