@@ -124,7 +124,6 @@ class SamplingConfig:
     sampler: str = "ddim"
     steps: int = 50
     guidance_scale: float = 1.75
-    seed: int = 100
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def make_plan(
 
     Guidance 1 needs no unconditional branch, and a U-Net with a guidance embedding takes the scale as an input.
     """
-    timesteps = torch.as_tensor(table.timesteps, dtype=torch.float32, device=session.device)
+    timesteps = torch.tensor(table.timesteps, dtype=torch.float32, device=session.device)
     embedded = config.guidance_embedding_channels > 0
     step_inputs = (timesteps, torch.full_like(timesteps, guidance_scale)) if embedded else (timesteps,)
     branches = 1 if embedded or guidance_scale == 1.0 else 2
@@ -93,7 +93,7 @@ def sample(
     Returns:
         The final latents [B, 4, h, w].
     """
-    coefficients = torch.as_tensor(plan.table.coefficients, dtype=torch.float32, device=session.device)  # [S, 6]
+    coefficients = torch.tensor(plan.table.coefficients, dtype=torch.float32, device=session.device)  # [S, 6]
     history: Tensor | None = None
     for step in range(len(plan.table)):
         if plan.guidance_scale is None:

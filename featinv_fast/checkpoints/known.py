@@ -29,7 +29,7 @@ KINDS = (
     Kind("an image-conditioned ControlNet in the LDM layout, not FeatInv's", (r"control_model\.input_hint_block\.\d",)),
     Kind("a text-to-image base model in the LDM layout, without a ControlNet", (r"model\.diffusion_model\.",)),
     Kind("a ControlNet in the LDM layout, without its base model", (r"control_model\.",)),
-    Kind("a LoRA file", (r".*(lora_down|lora_up|lora_A|lora_B|_lora\.down|_lora\.up)\b",)),
+    Kind("a LoRA file", (r".*(lora_down|lora_up|lora_A|lora_B|lora\.down|lora\.up)\b",)),
     Kind(
         "a FeatInv folder in the diffusers layout ('diffusers')", (r"unet\.", r"controlnet\.", r"condition_encoder\.")
     ),

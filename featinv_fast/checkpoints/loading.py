@@ -89,6 +89,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     stated = statements.parse(raw.metadata, layout.complete(_with_tokens(inferred, extras), raw))
     config = stated.config
     _check_extras(config, extras)
+    _check_numbers(config)
     layout.check(config, raw)
     tensors = Recipe.make(layout, config, extras).read(raw.tensors)
     prompts = {name.rpartition(".")[2]: tensors.pop(name, None) for name in PROMPTS}
@@ -141,8 +142,8 @@ def _text_encoder(shapes: Shapes) -> dict[str, Shape]:
 
 def _with_tokens(config: ModelConfig, extras: Shapes) -> ModelConfig:
     """`config` with the prompt length of the stored prompts or of the text encoder."""
-    name = next((name for name in (*PROMPTS, POSITIONS) if name in extras), None)
-    return config if name is None else dataclasses.replace(config, context_tokens=extras[name][-2])
+    shapes = [extras[name] for name in (*PROMPTS, POSITIONS) if len(extras.get(name, ())) >= 2]
+    return dataclasses.replace(config, context_tokens=shapes[0][-2]) if shapes else config
 
 
 def _check_extras(config: ModelConfig, extras: Shapes) -> None:
@@ -156,9 +157,22 @@ def _check_extras(config: ModelConfig, extras: Shapes) -> None:
                 expected=list(shape),
                 remedy="store the embedding that the model's own text encoder gives for all its positions",
             )
-    if any(width % config.heads for width in config.level_channels):
+
+
+def _check_numbers(config: ModelConfig) -> None:
+    """Refuse numbers that shapes do not tell and that fit no model of these shapes."""
+    halvings = len(config.channel_multipliers) - 1
+    if (
+        config.heads < 1
+        or any(width % config.heads for width in config.level_channels)
+        or config.latent_size < 1
+        or config.latent_size % 2**halvings
+        or not config.autoencoder.latent_scale > 0
+    ):
         raise CheckpointMismatchError(
-            "the model's widths are not multiples of its number of heads",
-            given=f"widths {config.level_channels}",
-            expected=f"multiples of {config.heads}",
+            "the model's stated numbers do not fit its widths and levels",
+            given=f"{config.heads} heads, latent size {config.latent_size}, scale {config.autoencoder.latent_scale}",
+            expected=f"a number of heads that divides {config.level_channels}, a latent size that can be halved "
+            f"{halvings} times, a positive scale",
+            remedy="correct 'featinv.model' in the metadata, or the folder's config.json",
         )

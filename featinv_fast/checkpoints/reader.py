@@ -57,12 +57,7 @@ def read_file(path: Path) -> Raw:
         if path.suffix in PICKLE_SUFFIXES:
             return _read_pickle(path)
     except OSError as error:
-        raise CheckpointError(
-            f"the checkpoint file cannot be read: {error.strerror or error}",
-            given=path,
-            expected="a readable file",
-            remedy="check the path and its permissions",
-        ) from error
+        raise _unreadable(path, error) from error
     raise CheckpointError(
         "the file's name does not say how it is to be read",
         given=path,
@@ -75,19 +70,31 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Names of classes in it stay strings.
 
     Raises:
-        CheckpointCorruptError: the file is no JSON object, or absurdly large.
+        CheckpointError: the file cannot be read.
+        CheckpointCorruptError: it is no JSON object, or absurdly large.
     """
     reason = f"more than {LARGEST_JSON} bytes"
-    if path.stat().st_size <= LARGEST_JSON:
-        try:
+    try:
+        if path.stat().st_size <= LARGEST_JSON:
             content = json.loads(path.read_bytes())
             if isinstance(content, dict):
                 return content
             reason = "not an object"
-        except (ValueError, RecursionError) as error:
-            reason = str(error)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except (ValueError, RecursionError) as error:
+        reason = str(error)
     raise CheckpointCorruptError(
         f"{path.name} is damaged: {reason}", given=path, expected="a JSON object", remedy="copy the file again"
+    )
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint file cannot be read: {error.strerror or error}",
+        given=path,
+        expected="a readable file",
+        remedy="check the path and its permissions",
     )
 
 
