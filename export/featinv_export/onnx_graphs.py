@@ -6,20 +6,27 @@ of the same architecture fits it, and no weight is held in memory. Initializers 
 
 from __future__ import annotations
 
+import ast
 import warnings
 from collections.abc import Mapping
 
 import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
 import torch
+from onnxscript import optimizer, rewriter
+from onnxscript.rewriter.rules import common as common_rules
 from torch import nn
 
 from featinv_export.translations import OPSET, translations
-from featinv_export.weights import WEIGHT_FILE, StoredTensor
+from featinv_export.weights import StoredTensor
+from featinv_fast.backends.torch_ import WEIGHT_FILE
 from featinv_fast.engine.graphs import GraphSpec
 from featinv_fast.errors import ExportError
 
 # Sizes of the traced example. All differ from each other and from 1, so that no two dimensions are taken for one.
 _EXAMPLE_SIZES = {"batch": 3, "height": 7, "width": 11, "steps": 5}
+
+_DTYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16}
 
 
 def export_graph(module: nn.Module, spec: GraphSpec, weights: Mapping[str, StoredTensor]) -> ir.Model:
@@ -41,13 +48,14 @@ def _trace(module: nn.Module, spec: GraphSpec) -> torch.export.ExportedProgram:
     shapes = spec.input_shapes({name: _EXAMPLE_SIZES[name] for name in dims})
     example = tuple(torch.empty(shape, device="meta") for shape in shapes.values())
     dynamic = tuple({axis: dims[name] for axis, name in tensor.dynamic_axes.items()} for tensor in spec.inputs)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # Tracer and translation warn about torch's own deprecated helpers.
+        warnings.simplefilter("ignore")
         return torch.export.export(module, example, dynamic_shapes=dynamic)
 
 
 def _translate(program: torch.export.ExportedProgram) -> ir.Model:
     with warnings.catch_warnings():
-        # The translation warns about torch's own deprecated helpers.
         warnings.simplefilter("ignore")
         exported = torch.onnx.export(
             program,
@@ -68,7 +76,7 @@ def _detach_initializers(model: ir.Model, weights: Mapping[str, StoredTensor]) -
     for value in parameters:
         stored = weights.get(str(value.name))
         shape = tuple(value.shape.numpy()) if value.shape is not None else None
-        if stored is None or (stored.shape, stored.dtype) != (shape, value.dtype):
+        if stored is None or (stored.shape, _DTYPES[stored.dtype]) != (shape, value.dtype):
             raise ExportError(
                 f"the graph's tensor {value.name!r} is not in the weight file as the graph needs it",
                 given=stored,
@@ -82,9 +90,29 @@ def _detach_initializers(model: ir.Model, weights: Mapping[str, StoredTensor]) -
 
 
 def _optimize(model: ir.Model) -> None:
-    from onnxscript import optimizer
+    """Fold shape arithmetic and merge equal nodes.
 
-    optimizer.optimize(model)
+    The optimiser's whole rule set takes a time quadratic in the number of nodes (ten seconds here); these are the
+    rules of it that find something in our graphs.
+    """
+    rules = [
+        common_rules.reshape_reshape_rule,
+        common_rules.transpose_transpose_rule,
+        common_rules.unsqueeze_unsqueeze_rule,
+        common_rules.materialize_reshape_shape_rule,
+    ]
+    common_passes.InlinePass()(model)
+    for _ in range(2):  # what the rules leave may fold again
+        optimizer.fold_constants(model)
+        optimizer.remove_unused_nodes(model)
+        rewriter.rewrite(model, rules)
+    for cleanup in (
+        common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common_passes.DeduplicateInitializersPass(),
+        common_passes.CommonSubexpressionEliminationPass(),
+        common_passes.NameFixPass(),
+    ):
+        cleanup(model)
 
 
 def _attach_initializers(model: ir.Model, parameters: list[ir.Value], weights: Mapping[str, StoredTensor]) -> None:
@@ -95,7 +123,7 @@ def _attach_initializers(model: ir.Model, parameters: list[ir.Value], weights: M
         name = str(value.name)
         stored = weights[name]
         value.const_value = ir.ExternalTensor(
-            WEIGHT_FILE, stored.offset, stored.length, stored.dtype, shape=ir.Shape(stored.shape), name=name
+            WEIGHT_FILE, stored.offset, stored.length, _DTYPES[stored.dtype], shape=ir.Shape(stored.shape), name=name
         )
         model.graph.register_initializer(value)
 
@@ -135,8 +163,6 @@ def _scope(node: ir.Node) -> str:
 
 
 def _literal(text: str | None) -> list[str]:
-    import ast
-
     return list(ast.literal_eval(text)) if text else []
 
 

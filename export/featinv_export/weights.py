@@ -4,46 +4,67 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import struct
+from collections.abc import Mapping
 from pathlib import Path
 
-import onnx_ir as ir
-from safetensors.torch import save_file
+import torch
 from torch import Tensor
 
-WEIGHT_FILE = "weights.safetensors"
-
-_DTYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16}
+from featinv_fast.backends.torch_ import WEIGHT_FILE
+from featinv_fast.checkpoints import half_precision_exceptions
+from featinv_fast.checkpoints.writer import write_safetensors
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """A tensor's place in the weight file: byte offset from the start of the file, length in bytes, type, shape."""
+    """A tensor's place in the weight file.
+
+    Attributes:
+        offset: of its first byte, from the start of the file.
+        length: in bytes.
+        dtype: as safetensors spells it: "F32", "F16" or "BF16".
+        shape: of the tensor.
+    """
 
     offset: int
     length: int
-    dtype: ir.DataType
+    dtype: str
     shape: tuple[int, ...]
 
 
-def write_weights(tensors: dict[str, Tensor], folder: Path) -> None:
-    """Write `tensors` to the weight file of an engine folder."""
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHT_FILE)
+def write_weights(tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype], folder: Path) -> None:
+    """Write `tensors` in `dtypes` to the weight file of an engine folder. What has its dtype already is not copied."""
+    write_safetensors(folder / WEIGHT_FILE, {name: t.to(dtypes[name]) for name, t in tensors.items()}, {})
 
 
 def weight_index(folder: Path) -> dict[str, StoredTensor]:
     """Read the safetensors header (its length as a little-endian u64, then JSON) of an engine's weight file."""
     with (folder / WEIGHT_FILE).open("rb") as file:
-        (header_length,) = struct.unpack("<Q", file.read(8))
+        header_length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(header_length))
     start = 8 + header_length
     return {
         name: StoredTensor(
-            start + entry["data_offsets"][0],
-            entry["data_offsets"][1] - entry["data_offsets"][0],
-            _DTYPES[entry["dtype"]],
-            tuple(entry["shape"]),
+            offset=start + entry["data_offsets"][0],
+            length=entry["data_offsets"][1] - entry["data_offsets"][0],
+            dtype=entry["dtype"],
+            shape=tuple(entry["shape"]),
         )
         for name, entry in header.items()
-        if name != "__metadata__"
     }
+
+
+def exceptions_in_fp32(tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> tuple[str, ...]:
+    """Names of the tensors that must stay in fp32 because they, or others of their layer, do not fit `dtypes`.
+
+    A layer computes in one dtype, so its weight and its bias stay together.
+    """
+    layers: set[str] = set()
+    for dtype in set(dtypes.values()) - {torch.float32}:
+        halves = {name: tensor for name, tensor in tensors.items() if dtypes[name] is dtype}
+        layers |= {_layer(name) for name in half_precision_exceptions(halves, dtype)}
+    return tuple(name for name in tensors if _layer(name) in layers)
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0]

@@ -1,0 +1,188 @@
+"""Checkpoint to engine folder."""
+
+from __future__ import annotations
+
+import datetime as dt
+import importlib.metadata
+import importlib.util
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from featinv_export import parity, source
+from featinv_export.model_card import model_card
+from featinv_export.options import ExportOptions
+from featinv_export.weights import exceptions_in_fp32, weight_index, write_weights
+from featinv_fast.backends.onnxruntime_ import SUFFIX
+from featinv_fast.checkpoints import check_finite
+from featinv_fast.engine import Exactness, GraphSpec, Manifest, OptionInfo, graph_specs, staging
+from featinv_fast.engine.files import entry_names
+from featinv_fast.errors import MissingPackageError
+from featinv_fast.rewrites.constant_prompts import ConstantContext
+from featinv_fast.rewrites.engine_model import EngineModel, storage_dtypes
+from featinv_fast.rewrites.time_rows import RowSlice
+
+CARD = "README.md"
+# What an engine needs on the disk beside its weights: graphs of a few megabytes and the manifest.
+SPARE_BYTES = 32 * 2**20
+
+
+# Is told what comes next, how many steps are done, and of how many.
+Progress = Callable[[str, int, int], None]
+
+
+def export(options: ExportOptions, progress: Progress = lambda *_: None) -> Path:
+    """Make an engine folder of a checkpoint, check it against the plain model, and install it.
+
+    Args:
+        options: what to make.
+        progress: is called at the beginning of each step, and once more at the end.
+
+    Returns:
+        The engine folder.
+
+    Raises:
+        ArgumentError: options that are out of range or contradict the checkpoint.
+        CheckpointError: the checkpoint cannot be read, is damaged, or holds NaN or infinite weights.
+        TextError: a prompt cannot be embedded.
+        MissingPackageError: ONNX graphs are asked for but the packages that write them are not installed.
+        EngineExistsError, EngineLockedError, ExportError: the destination cannot be written.
+        ParityError: a graph does not compute what the model computes. The numbers are in a file beside the
+            destination, named like it with `.parity.json` at the end; nothing was installed.
+    """
+    if options.onnx:
+        _require_onnx()
+    steps = _Steps(options, progress)
+    steps.begin("reading the checkpoint")
+    checkpoint = source.read_checkpoint(options)
+    structure = EngineModel.empty(checkpoint.config)
+    specs = graph_specs(
+        checkpoint.config,
+        checkpoint.features,
+        time_bias_size=structure.time_embedding.size,
+        max_batch=options.max_batch,
+        optimal_batch=options.optimal_batch,
+    )
+    dtypes = storage_dtypes(structure, options.precision)
+    required = sum(tensor.numel() * dtypes[name].itemsize for name, tensor in structure.state_dict().items())
+    with staging(options.destination, force=options.force, required_bytes=required + SPARE_BYTES) as stage:
+        steps.begin("checking the weights")
+        check_finite(checkpoint.named_tensors())
+        prompts = source.embed_prompts(checkpoint, options)
+        plain = source.plain_model(checkpoint)
+
+        steps.begin("writing the weights")
+        tensors = EngineModel(plain, prompts.embeddings).state_dict()
+        kept_fp32 = exceptions_in_fp32(tensors, dtypes)
+        dtypes = storage_dtypes(structure, options.precision, kept_fp32)
+        write_weights(tensors, dtypes, stage.path)
+        del tensors
+
+        steps.begin("running the plain model")
+        cases = parity.reference_cases(plain, prompts.embeddings, specs)
+        del plain
+        candidate = parity.Candidate(
+            folder=stage.path,
+            config=checkpoint.config,
+            specs=specs,
+            precision=options.precision,
+            kept_fp32=kept_fp32,
+            onnx=options.onnx,
+        )
+        if options.onnx:
+            _write_graphs(structure, dtypes, specs, stage.path, steps)
+        results = parity.compare(candidate, cases, steps.begin)
+        report = stage.destination.with_name(f"{stage.destination.name}.parity.json")
+        checked = parity.require_passed(results, report)
+
+        steps.begin("installing the engine")
+        manifest = Manifest(
+            name=options.name or options.stem,
+            created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            model=checkpoint.config,
+            features=checkpoint.features,
+            sampling=checkpoint.sampling,
+            precision=options.precision,
+            kept_fp32=kept_fp32,
+            prompts=prompts.info,
+            time_bias_size=structure.time_embedding.size,
+            max_batch=options.max_batch,
+            optimal_batch=options.optimal_batch,
+            rewrites=_rewrites(structure),
+            adaptations=checkpoint.adaptations,
+            parity=checked,
+            source=source.source_info(checkpoint),
+            tools=_tools(options),
+        )
+        names = sorted({*entry_names(stage.path), CARD})
+        (stage.path / CARD).write_text(model_card(manifest, names), encoding="utf-8")
+        engine = stage.finish(manifest)
+    steps.begin("done")
+    return engine
+
+
+class _Steps:
+    """Counts the steps of an export for whoever watches it."""
+
+    def __init__(self, options: ExportOptions, progress: Progress) -> None:
+        # Reading, checking, writing weights, plain model, torch, installing; five graphs are written and checked.
+        self.total = 6 + (2 * 5 if options.onnx else 0)
+        self.done = -1
+        self.progress = progress
+
+    def begin(self, what: str) -> None:
+        """The step before is done, `what` comes next."""
+        self.done += 1
+        self.progress(what, self.done, self.total)
+
+
+def _require_onnx() -> None:
+    missing = [name for name in ("onnx", "onnx_ir", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingPackageError(
+            "writing ONNX graphs needs packages that are not installed",
+            given=", ".join(missing),
+            remedy="pip install 'featinv-fast[export]', or export without --onnx",
+        )
+
+
+def _write_graphs(
+    structure: EngineModel,
+    dtypes: Mapping[str, torch.dtype],
+    specs: Mapping[str, GraphSpec],
+    folder: Path,
+    steps: _Steps,
+) -> None:
+    """Write each graph as ONNX. `structure` is on the meta device: no weight is read."""
+    import onnx_ir
+
+    from featinv_export.onnx_graphs import export_graph
+
+    for name, parameter in structure.named_parameters():
+        parameter.data = parameter.data.to(dtypes[name])
+    index = weight_index(folder)
+    graphs = structure.graphs()
+    for name, spec in specs.items():
+        steps.begin(f"writing {name}{SUFFIX}")
+        onnx_ir.save(export_graph(graphs[name], spec, index), folder / (name + SUFFIX))
+
+
+def _rewrites(structure: EngineModel) -> tuple[OptionInfo, ...]:
+    attentions = sum(isinstance(module, ConstantContext) for module in structure.modules())
+    blocks = sum(isinstance(module, RowSlice) for module in structure.modules())
+    notes = {
+        "condition once": "the condition encoder is a graph of its own and runs once per image, not twice per step",
+        "constant prompts": f"keys and values of {attentions} cross-attentions are stored, the text encoder is not",
+        "time rows": f"the time projections of {blocks} residual blocks are one matrix, a row of biases per step",
+        "guidance in one batch": "the conditional and the unconditional branch run as one batch",
+    }
+    return tuple(OptionInfo(name=name, exactness=Exactness.EXACT, note=note) for name, note in notes.items())
+
+
+def _tools(options: ExportOptions) -> dict[str, str]:
+    """Versions of what made the engine."""
+    packages = ["featinv-fast", "torch", *(["onnx", "onnxscript"] if options.onnx else [])]
+    versions = {package: importlib.metadata.version(package) for package in packages}
+    return {"python": platform.python_version(), **versions}

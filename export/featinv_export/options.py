@@ -1,0 +1,94 @@
+"""What an export is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+from featinv_fast.config import Precision
+from featinv_fast.errors import ArgumentError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """How to make an engine of a checkpoint. `None` leaves a choice to the checkpoint or to the defaults.
+
+    Attributes:
+        checkpoint: a `.safetensors` or `.ckpt` file, or a folder in the diffusers layout.
+        out: the engine folder to be; `None` is the checkpoint's name with `.engine` in the working directory.
+        name: of the engine, for people; `None` is the checkpoint's name.
+        onnx: also write the graphs as ONNX, for onnxruntime and others.
+        precision: of the stored weights and of the graphs' arithmetic.
+        prompt: the prompt; `None` is the one that the checkpoint stores, or the official one.
+        negative_prompt: the prompt of the unconditional branch, in the same way.
+        tokenizer: CLIP's `tokenizer.json`, or a folder with one; prompts other than the official ones need it.
+        backbone: timm name of an official backbone, for checkpoints that do not say what features they take.
+        layer: the backbone's layer, "final" or the number of a stage.
+        feature_size: height and width of the feature maps in cells.
+        max_batch: largest batch of one call.
+        optimal_batch: the batch that kernels are tuned for.
+        lora: a LoRA file that is fused into the U-Net.
+        lora_scale: factor on what the LoRA adds.
+        lcm_unet: a U-Net in the diffusers layout (folder or file) in place of the checkpoint's own.
+        sampler: the engine's default sampler.
+        steps: the engine's default number of steps.
+        guidance_scale: the engine's default guidance scale.
+        force: replace an engine that is already at `out`.
+
+    Raises:
+        ArgumentError: values that contradict each other or lie outside their range.
+    """
+
+    checkpoint: Path
+    out: Path | None = None
+    name: str | None = None
+    onnx: bool = False
+    precision: Precision = Precision.FP32
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    tokenizer: Path | None = None
+    backbone: str | None = None
+    layer: str | None = None
+    feature_size: tuple[int, int] | None = None
+    max_batch: int = 64
+    optimal_batch: int = 1
+    lora: Path | None = None
+    lora_scale: float = 1.0
+    lcm_unet: Path | None = None
+    sampler: str | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.optimal_batch <= self.max_batch:
+            raise ArgumentError(
+                "the batch sizes are out of range",
+                given=f"optimal {self.optimal_batch}, largest {self.max_batch}",
+                expected="1 <= optimal <= largest",
+            )
+        if self.feature_size is not None and min(self.feature_size) < 1:
+            raise ArgumentError(
+                "the feature size is out of range", given=self.feature_size, expected="height and width of at least 1"
+            )
+        numbers = {"LoRA scale": self.lora_scale, "guidance scale": self.guidance_scale}
+        for what, number in numbers.items():
+            if number is not None and not math.isfinite(number):
+                raise ArgumentError(f"the {what} is not finite", given=number, expected="a finite number")
+        if self.lora is None and self.lora_scale != 1.0:
+            raise ArgumentError(
+                "a LoRA scale without a LoRA", given=self.lora_scale, expected="a LoRA file", remedy="pass --lora FILE"
+            )
+
+    @property
+    def stem(self) -> str:
+        """The checkpoint's name without its folder and its suffix."""
+        if self.checkpoint.is_dir():
+            return self.checkpoint.resolve().name
+        return Path(self.checkpoint.name.removesuffix(".index.json")).stem
+
+    @property
+    def destination(self) -> Path:
+        """The engine folder to be."""
+        return Path(f"{self.stem}.engine") if self.out is None else self.out
