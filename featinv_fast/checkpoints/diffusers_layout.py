@@ -6,8 +6,8 @@ prompts with our metadata.
 
 In diffusers `ControlNetModel` insists on a condition embedding of its own, `conv_out(silu(conv_in(x)))`. Ours holds an
 exact identity (up to rounding), because `silu(x) - silu(-x) = x`: conv_in has the centre taps [I; -I], conv_out the
-centre taps [I, -I], and twice the model's width lies between. So `ControlNetModel(..., controlnet_cond=condition)`, with the
-condition encoder's output [B, channels, h, w], is FeatInv's ControlNet.
+centre taps [I, -I], and twice the model's width lies between. So `ControlNetModel(..., controlnet_cond=condition)`,
+with the condition encoder's output [B, channels, h, w], is FeatInv's ControlNet.
 """
 
 from __future__ import annotations
