@@ -13,7 +13,7 @@ from torch import Tensor
 
 from featinv_fast.config import SamplingConfig
 from featinv_fast.errors import ArgumentError, ArgumentTypeError
-from featinv_fast.samplers import StepTable, build
+from featinv_fast.samplers import SAMPLERS, StepTable, build
 
 # Steps of a sampler where neither the user nor the engine names a number.
 USUAL_STEPS = {"ddim": 50, "dpm++2m": 20, "lcm": 4}
@@ -42,6 +42,8 @@ def count(name: str, value: Any) -> int:
 def finite(name: str, value: Any) -> float:
     """A finite number."""
     try:
+        if isinstance(value, bool | str | bytes):
+            raise TypeError
         number = float(value)
     except (TypeError, ValueError):
         raise ArgumentTypeError(f"{name} is not a number", given=repr(value), expected="a finite number") from None
@@ -74,22 +76,29 @@ def float_tensor(name: str, value: Any, shape: tuple[int | None, ...]) -> Tensor
     try:
         tensor = torch.as_tensor(value).detach().to("cpu", torch.float32)
     except (TypeError, RuntimeError, ValueError):
-        raise ArgumentTypeError(f"{name} is not an array of numbers", given=type(value).__name__) from None
+        raise ArgumentTypeError(
+            f"{name} is not an array of numbers", given=type(value).__name__, expected="a numpy array or torch tensor"
+        ) from None
     fits = tensor.ndim == len(shape) and all(e in (None, s) for s, e in zip(tensor.shape, shape, strict=True))
     if not fits:
         expected = [("N" if e is None else e) for e in shape]
         raise ArgumentError(f"{name} has the wrong shape", given=list(tensor.shape), expected=expected)
     if not bool(torch.isfinite(tensor).all()):
-        raise ArgumentError(f"{name} holds NaN or infinite values", expected="finite values")
+        raise ArgumentError(
+            f"{name} holds NaN or infinite values",
+            given=f"rows {torch.nonzero(~torch.isfinite(tensor).flatten(1).all(dim=1)).flatten().tolist()[:10]}",
+            expected="finite values",
+            remedy="leave these rows out",
+        )
     return tensor.contiguous()
 
 
 def step_table(defaults: SamplingConfig, sampler: str | None, steps: int | None, eta: float) -> tuple[str, StepTable]:
     """The sampler's name and table: as asked, by the engine's defaults where nothing is."""
-    name = defaults.sampler if sampler is None else sampler
+    name = choice("sampler", defaults.sampler if sampler is None else sampler, SAMPLERS)
     if steps is None:
-        steps = defaults.steps if name == defaults.sampler else USUAL_STEPS.get(name, defaults.steps)
-    return name, build(name, steps, eta=finite("eta", eta))
+        steps = defaults.steps if name == defaults.sampler else USUAL_STEPS[name]
+    return name, build(name, steps, eta=eta)
 
 
 def _integer(name: str, value: Any) -> int:

@@ -1,37 +1,107 @@
-"""Splitting work into batches that fit into memory."""
+"""Computing rows on a session: in batches that fit into memory, and again in fp32 where half precision overflows."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import os
+import threading
 from collections.abc import Callable, Sequence
 
 import torch
 
-from featinv_fast.errors import OutOfMemoryError
+from featinv_fast.backends import Request, Session, free_memory, is_out_of_memory, load
+from featinv_fast.config import Precision
+from featinv_fast.errors import BackendUnavailableError, NumericalError, OutOfMemoryError
 
 logger = logging.getLogger(__name__)
 
-# How an exhausted memory shows itself, beside MemoryError and torch's own exception.
-_MESSAGES = ("out of memory", "can't allocate memory", "failed to allocate memory", "bad allocation", "std::bad_alloc")
+# Images computed at once where the user names no number: throughput is flat beyond, memory is not.
+USUAL_BATCH = {"cpu": 8, "cuda": 32}
+
+# Computes a batch of rows and returns those that overflowed. It leaves no trace when it runs out of memory.
+Compute = Callable[[Sequence[int]], Sequence[int]]
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception of torch or onnxruntime says that memory is exhausted."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _MESSAGES)
+class Executor:
+    """A session, and how many rows at once it has been found to bear.
 
+    Attributes:
+        session: the engine, loaded.
+        fitting_batch: most rows at once; shrinks where memory runs out.
+        lock: hold it while computing: a session serves one thread at a time.
 
-def free_memory(device: torch.device) -> str:
-    """How much memory is free on `device`, for messages."""
-    if device.type == "cuda":
-        return f"{torch.cuda.mem_get_info(device)[0] / 2**20:,.0f} MiB free on {device}"
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123 a kernel interface
-            fields = dict(line.split(":", 1) for line in file)
-        return f"{int(fields['MemAvailable'].split()[0]) / 2**10:,.0f} MiB available"
-    except (OSError, KeyError, ValueError):
-        return "free memory unknown"
+    Raises:
+        BackendUnavailableError: the engine cannot be loaded as `request` and `backend` ask.
+    """
+
+    def __init__(self, request: Request, backend: str) -> None:
+        self.session = load(request, backend)
+        self.fitting_batch = request.engine.manifest.max_batch
+        self._request = request
+        self.lock = threading.RLock()
+        self._process = os.getpid()
+
+    @property
+    def usual_batch(self) -> int:
+        """Rows at once where the user names no number."""
+        return USUAL_BATCH[self.session.device.type]
+
+    def refuse_fork(self) -> None:
+        """Refuse to work in a forked child, where thread pools and CUDA contexts are gone and calls may hang.
+
+        Raises:
+            BackendUnavailableError: this process is not the one that loaded the session.
+        """
+        if os.getpid() != self._process:
+            raise BackendUnavailableError(
+                "this Runtime was made in another process",
+                given="a forked process",
+                reasons={self.session.backend: ["its threads and device handles do not survive a fork"]},
+                remedy="use the 'spawn' start method, and make a Runtime in each process",
+            )
+
+    def compute(self, rows: Sequence[int], size: int, begin: Callable[[Session], Compute]) -> dict[int, NumericalError]:
+        """Compute all rows, then again in fp32 those that overflowed in half precision.
+
+        Args:
+            rows: what to compute; nothing at all is called where there are none.
+            size: rows at once; fewer where memory runs out.
+            begin: prepares a session.
+
+        Returns:
+            An error for each row that overflows in fp32 too.
+
+        Raises:
+            OutOfMemoryError: not even one row fits.
+        """
+        overflowed = self._compute(rows, size, self.session, begin)
+        if overflowed and self.session.precision is not Precision.FP32:
+            logger.warning("%d rows overflowed in %s: again in fp32", len(overflowed), self.session.precision)
+            session = load(dataclasses.replace(self._request, precision=Precision.FP32), "torch")
+            overflowed = self._compute(overflowed, size, session, begin)
+        return {
+            row: NumericalError(
+                f"row {row} gave NaN or infinite values in fp32",
+                given="an input that the networks amplify beyond fp32",
+                expected="finite values",
+                remedy="check the scale of the input, or lower strength and guidance_scale",
+            )
+            for row in overflowed
+        }
+
+    def _compute(
+        self, rows: Sequence[int], size: int, session: Session, begin: Callable[[Session], Compute]
+    ) -> list[int]:
+        if not rows:
+            return []
+        compute = begin(session)
+        overflowed: list[int] = []
+        size = min(size, self.fitting_batch)
+        fitting = run_in_batches(rows, size, session.device, lambda batch: overflowed.extend(compute(batch)))
+        if fitting < size:
+            self.fitting_batch = fitting
+        return overflowed
 
 
 def run_in_batches(rows: Sequence[int], size: int, device: torch.device, work: Callable[[Sequence[int]], None]) -> int:
@@ -54,19 +124,22 @@ def run_in_batches(rows: Sequence[int], size: int, device: torch.device, work: C
         batch = rows[done : done + size]
         try:
             work(batch)
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
             if not is_out_of_memory(error):
                 raise
             if len(batch) == 1:
                 raise OutOfMemoryError(
                     "not even one image fits into memory",
-                    given=f"{free_memory(device)}; the allocator said: {str(error).splitlines()[0]}",
+                    given=f"{free_memory(device)}; the allocator said: {str(error).partition(chr(10))[0]}",
+                    expected="memory for the model and one image",
                     remedy="free memory, use a half-precision engine, or another device",
                 ) from error
-            size = len(batch) // 2
-            logger.warning("out of memory with %d images at once; going on with %d", len(batch), size)
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+        else:
+            done += len(batch)
             continue
-        done += len(batch)
+        # Only here, where the exception is gone, are the tensors gone that its traceback kept alive.
+        size = len(batch) // 2
+        logger.warning("out of memory with %d images at once; going on with %d", len(batch), size)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
     return size

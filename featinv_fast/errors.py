@@ -72,7 +72,12 @@ class NumericalError(FeatInvError, ArithmeticError):
 
 
 class OutOfMemoryError(FeatInvError, MemoryError):
-    """Even a batch of one does not fit into the device's memory."""
+    """Even a batch of one does not fit into the device's memory.
+
+    `finished`, where it was raised by a call on many rows, is the result with the rows that were done before.
+    """
+
+    finished: Any = None
 
 
 class CheckpointError(FeatInvError):

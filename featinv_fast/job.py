@@ -46,12 +46,7 @@ class Job:
     def __post_init__(self) -> None:
         self._latents = torch.full((len(self.seeds), *self.latent_shape), float("nan"))
         self._images: dict[int, Any] = {}
-        for item in non_finite_items(self.maps):
-            error = NonFiniteFeatureError(
-                f"feature map {item} holds NaN or infinite values",
-                expected="finite values",
-                remedy="leave the map out, or pass errors='return' to invert the others",
-            )
+        for item, error in non_finite_errors(self.maps).items():
             self.errors |= dict.fromkeys(range(item * self.samples, (item + 1) * self.samples), error)
 
     @property
@@ -59,8 +54,23 @@ class Job:
         """Rows with neither a result nor an error."""
         return [row for row in range(len(self.seeds)) if row not in self.errors and row not in self._images]
 
-    def compute(self, session: Session, plan: Plan, rows: Sequence[int], on_step: Callable[[], None]) -> list[int]:
+    def compute(
+        self,
+        session: Session,
+        plan: Plan,
+        rows: Sequence[int],
+        advance: Callable[[int], object],
+        *,
+        again: bool = False,
+    ) -> list[int]:
         """Compute `rows` in one batch and keep what is finite.
+
+        Args:
+            session: the engine.
+            plan: the run's constants.
+            rows: which rows.
+            advance: is told after each step how many rows made it.
+            again: note that these rows were computed before, in half precision.
 
         Returns:
             The rows that overflowed. They are left pending.
@@ -71,13 +81,15 @@ class Job:
         condition = condition[[place[row // self.samples] for row in rows]]  # [B, channels, h, w]
         generators = [torch.Generator().manual_seed(self.seeds[row]) for row in rows]
         noise = start_noise(generators, self.latent_shape) if self.start is None else self.start[list(rows)]
-        latents = sample(session, plan, condition, noise.to(session.device), generators, on_step)
+        latents = sample(session, plan, condition, noise.to(session.device), generators, lambda: advance(len(rows)))
         finite = torch.isfinite(latents).flatten(1).all(dim=1)
         images: Any = [None] * len(rows)
         if self.output_type is not OutputType.LATENT:
             decoded = session.run("decoder", latents)
             finite &= torch.isfinite(decoded).flatten(1).all(dim=1)
             images = convert_images(decoded, self.output_type)
+        if again:
+            self.recomputed += rows
         good = finite.tolist()
         for index, row in enumerate(rows):
             if good[index]:
@@ -89,7 +101,12 @@ class Job:
         """What there is so far. Rows without a result have an error, or get one that says they were not reached."""
         errors = dict(self.errors)
         for row in self.pending:
-            errors[row] = FeatInvError("this row was not computed", given="an interrupted call", remedy="run it again")
+            errors[row] = FeatInvError(
+                "this row was not computed",
+                given="a call that was stopped",
+                expected="a call that ends",
+                remedy="run it again",
+            )
         return Inversion(
             images=self._collect(),
             latents=self._latents,
@@ -113,3 +130,16 @@ class Job:
         for row, image in self._images.items():
             images[row] = image
         return torch.from_numpy(images) if self.output_type is OutputType.TORCH else images
+
+
+def non_finite_errors(maps: Tensor) -> dict[int, NonFiniteFeatureError]:
+    """For each item of `maps` [B, C, H, W] that holds NaN or infinite values, what to say of it."""
+    return {
+        item: NonFiniteFeatureError(
+            f"feature map {item} holds NaN or infinite values",
+            given=f"{int((~torch.isfinite(maps[item])).sum())} of {maps[item].numel()} values",
+            expected="finite values",
+            remedy="leave the map out, or pass errors='return' to invert the others",
+        )
+        for item in non_finite_items(maps)
+    }

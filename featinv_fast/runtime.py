@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import logging
 import os
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,20 +12,17 @@ import torch
 from torch import Tensor
 
 from featinv_fast import arguments
-from featinv_fast.backends import Request, Session, load, reasons_against, resolve_device
-from featinv_fast.batching import run_in_batches
+from featinv_fast.backends import Request, Session, reasons_against, resolve_device
+from featinv_fast.batching import Compute, Executor
 from featinv_fast.config import FeatureLayout, Precision, to_dict
 from featinv_fast.engine import EngineFolder, open_engine
-from featinv_fast.errors import BackendUnavailableError, EngineNotFoundError, NumericalError
+from featinv_fast.errors import EngineNotFoundError, NumericalError, OutOfMemoryError
 from featinv_fast.features import FeatureStatisticsWarning, check_statistics, normalise
 from featinv_fast.inversion import Inversion, InversionInterrupted, OutputType, RunFlags, convert_images
-from featinv_fast.job import Job
-from featinv_fast.sampling import Plan, make_plan
+from featinv_fast.job import Job, non_finite_errors
+from featinv_fast.sampling import make_plan
 
-logger = logging.getLogger(__name__)
-
-# Images computed at once where the user names no number: throughput is flat beyond, memory is not.
-USUAL_BATCH = {"cpu": 8, "cuda": 32}
+PRECISIONS = ("auto", *Precision)
 
 
 class Runtime:
@@ -67,28 +61,25 @@ class Runtime:
         self._request = Request(
             engine=self.engine,
             device=resolve_device(device),
-            precision=None if precision == "auto" else arguments.choice("precision", precision, Precision),
+            precision=None if precision == "auto" else arguments.choice("precision", precision, PRECISIONS),
             threads=None if threads is None else arguments.count("threads", threads),
         )
-        self._session = load(self._request, backend)
-        self._fitting_batch = self.engine.manifest.max_batch  # shrinks where memory ran out
-        self._lock = threading.RLock()
-        self._process = os.getpid()
+        self._executor = Executor(self._request, backend)
 
     @property
     def info(self) -> dict[str, Any]:
         """What runs, as plain data: engine, backend, device, precision, and why other backends do not serve."""
-        manifest = self.engine.manifest
+        manifest, session = self.engine.manifest, self._executor.session
         return {
             "engine": str(self.engine.path),
             "name": manifest.name,
-            "backend": self._session.backend,
-            "device": str(self._session.device),
-            "precision": str(self._session.precision),
+            "backend": session.backend,
+            "device": str(session.device),
+            "precision": str(session.precision),
             "features": to_dict(manifest.features),
             "sampling": to_dict(manifest.sampling),
             "image_size": manifest.model.image_size,
-            "max_batch": self._fitting_batch,
+            "max_batch": self._executor.fitting_batch,
             "adaptations": list(manifest.adaptations),
             "reasons_against": reasons_against(self._request),
         }
@@ -140,9 +131,11 @@ class Runtime:
             NonFiniteFeatureError: a map holds NaN or infinite values.
             NumericalError: a row overflowed even in fp32; the other rows are in its `finished`.
             ArgumentError: an argument outside its range; the message names the range.
-            OutOfMemoryError: not even one image fits into memory.
+            OutOfMemoryError: not even one image fits into memory; the rows done before are in its `finished`.
             InversionInterrupted: Ctrl-C; the finished rows are in its `finished`.
+            BackendUnavailableError: this process was forked from the one that made the Runtime.
         """
+        self._executor.refuse_fork()
         manifest = self.engine.manifest
         output = arguments.choice("output_type", output_type, OutputType)
         raising = arguments.choice("errors", errors, ("raise", "return")) == "raise"
@@ -151,8 +144,7 @@ class Runtime:
         scale = manifest.sampling.guidance_scale if guidance_scale is None else guidance_scale
         scale = arguments.finite("guidance_scale", scale)
         strength = arguments.finite("strength", strength)
-        size = USUAL_BATCH[self._session.device.type] if batch_size is None else batch_size
-        size = arguments.count("batch_size", size)
+        size = arguments.count("batch_size", self._executor.usual_batch if batch_size is None else batch_size)
         maps = normalise(features, manifest.features, layout=layout)
         shape = (len(maps) * samples, *self._latent_shape)
         job = Job(
@@ -168,30 +160,36 @@ class Runtime:
             raise next(iter(job.errors.values()))
         check_statistics(maps, manifest.features, stacklevel=3)
 
-        def plan(session: Session) -> Plan:
-            return make_plan(
+        def begin(session: Session) -> Compute:
+            plan = make_plan(
                 session, manifest.model, table, guidance_scale=scale, strength=strength, guess_mode=guess_mode
             )
+            again = session is not self._executor.session
+            return lambda rows: job.compute(session, plan, rows, advance, again=again)
 
-        interrupted = False
-        with self._exclusive(), _progress_bar(len(job.pending) * len(table), shown=progress) as advance:
+        stopped: BaseException | None = None
+        with self._executor.lock, _progress_bar(len(job.pending) * len(table), shown=progress) as advance:
             try:
-                self._run(job, plan, size, advance)
-            except KeyboardInterrupt:
-                interrupted = True
+                job.errors |= self._executor.compute(job.pending, size, begin)
+            except (KeyboardInterrupt, OutOfMemoryError) as exception:
+                stopped = exception
+        session = self._executor.session
         inversion = job.result(
             RunFlags(
-                backend=self._session.backend,
-                device=str(self._session.device),
-                precision=str(self._session.precision),
+                backend=session.backend,
+                device=str(session.device),
+                precision=str(session.precision),
                 sampler=sampler,
                 steps=len(table),
                 guidance_scale=scale,
-                batch_size=min(size, self._fitting_batch),
+                batch_size=min(size, self._executor.fitting_batch),
             )
         )
-        if interrupted:
+        if isinstance(stopped, KeyboardInterrupt):
             raise InversionInterrupted(inversion)
+        if isinstance(stopped, OutOfMemoryError):
+            stopped.finished = inversion
+            raise stopped
         for error in inversion.errors.values():
             if raising and isinstance(error, NumericalError):
                 error.finished = inversion
@@ -206,8 +204,13 @@ class Runtime:
 
         Raises:
             FeatureShapeError, FeatureLayoutError, ArgumentTypeError: the features do not fit the engine.
+            NonFiniteFeatureError: a map holds NaN or infinite values.
+            NumericalError: a map overflowed even in fp32.
         """
+        self._executor.refuse_fork()
         maps = normalise(features, self.engine.manifest.features, layout=layout)
+        for error in non_finite_errors(maps).values():
+            raise error
         model = self.engine.manifest.model
         condition = torch.empty(len(maps), model.channels, model.latent_size, model.latent_size)
         return self._map("condition_encoder", maps, condition)
@@ -219,8 +222,10 @@ class Runtime:
             Images in the form of `output_type`: "uint8", "float", "torch" or "pil".
 
         Raises:
-            ArgumentError: latents of another shape or with NaN.
+            ArgumentError: latents of another shape, or with NaN as those of failed rows have.
+            NumericalError: latents overflowed even in fp32.
         """
+        self._executor.refuse_fork()
         forms = [form for form in OutputType if form is not OutputType.LATENT]
         output = arguments.choice("output_type", output_type, forms)
         tensor = arguments.float_tensor("latents", latents, (None, *self._latent_shape))
@@ -229,8 +234,9 @@ class Runtime:
 
     def warmup(self, batch_size: int = 1, *, guidance_scale: float | None = None) -> None:
         """Load every graph that `invert` needs and run it once, so that the first real call is not the slow one."""
+        self._executor.refuse_fork()
         spec = self.engine.manifest.features
-        edges = (spec.height or 8, spec.width or 8)
+        edges = (1, 1) if spec.layout is FeatureLayout.POOLED else (spec.height or 8, spec.width or 8)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FeatureStatisticsWarning)  # blank maps are all zeros
             self.invert(
@@ -246,69 +252,22 @@ class Runtime:
         model = self.engine.manifest.model
         return (model.latent_channels, model.latent_size, model.latent_size)
 
-    def _run(self, job: Job, plan: Callable[[Session], Plan], size: int, advance: Callable[[int], None]) -> None:
-        """Compute all pending rows, then again in fp32 those that overflowed in half precision."""
-        if not job.pending:
-            return  # nothing to do: no call of the device at all
-        overflowed = self._run_rows(job, job.pending, self._session, plan, size, advance)
-        if overflowed and self._session.precision is not Precision.FP32:
-            logger.warning("%d rows overflowed in %s: again in fp32", len(overflowed), self._session.precision)
-            session = load(dataclasses.replace(self._request, precision=Precision.FP32), "torch")
-            job.recomputed += overflowed
-            overflowed = self._run_rows(job, overflowed, session, plan, size, lambda _: None)
-        for row in overflowed:
-            job.errors[row] = NumericalError(
-                f"row {row} gave NaN or infinite values in fp32",
-                given=f"feature map {row // job.samples}, largest |value| {job.maps[row // job.samples].abs().max()}",
-                expected="finite images",
-                remedy="check the map's scale, or lower strength and guidance_scale",
-            )
-
-    def _run_rows(
-        self,
-        job: Job,
-        rows: list[int],
-        session: Session,
-        plan: Callable[[Session], Plan],
-        size: int,
-        advance: Callable[[int], None],
-    ) -> list[int]:
-        constants = plan(session)
-        overflowed: list[int] = []
-
-        def work(batch: Sequence[int]) -> None:
-            overflowed.extend(job.compute(session, constants, batch, lambda: advance(len(batch))))
-
-        size = min(size, self._fitting_batch)
-        fitting = run_in_batches(rows, size, session.device, work)
-        if fitting < size:
-            self._fitting_batch = fitting
-        return overflowed
-
     def _map(self, graph: str, inputs: Tensor, output: Tensor) -> Tensor:
         """Fill `output` with what a one-input graph gives for `inputs`, batch by batch."""
 
-        def work(batch: Sequence[int]) -> None:
-            rows = slice(batch[0], batch[-1] + 1)
-            output[rows] = self._session.run(graph, inputs[rows].to(self._session.device)).cpu()
+        def begin(session: Session) -> Compute:
+            def compute(rows: Sequence[int]) -> Sequence[int]:
+                output[rows] = session.run(graph, inputs[rows].to(session.device)).cpu()
+                finite = torch.isfinite(output[rows]).flatten(1).all(dim=1).tolist()
+                return [row for row, is_finite in zip(rows, finite, strict=True) if not is_finite]
 
-        with self._exclusive():
-            size = min(USUAL_BATCH[self._session.device.type], self._fitting_batch)
-            run_in_batches(range(len(inputs)), size, self._session.device, work)
+            return compute
+
+        with self._executor.lock:
+            errors = self._executor.compute(list(range(len(inputs))), self._executor.usual_batch, begin)
+        for error in errors.values():
+            raise error
         return output
-
-    @contextlib.contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """One call at a time, and none in a forked child: thread pools and CUDA contexts do not survive a fork."""
-        if os.getpid() != self._process:
-            raise BackendUnavailableError(
-                "this Runtime was made in another process",
-                given="a forked process",
-                reasons={self._session.backend: ["its threads and device handles do not survive a fork"]},
-                remedy="use the 'spawn' start method, and make a Runtime in each process",
-            )
-        with self._lock:
-            yield
 
 
 @contextlib.contextmanager
@@ -317,8 +276,4 @@ def _progress_bar(total: int, *, shown: bool) -> Iterator[Callable[[int], None]]
     from tqdm import tqdm
 
     with tqdm(total=total, desc="inverting", unit="step", disable=not shown) as bar:
-
-        def advance(steps: int) -> None:
-            bar.update(steps)
-
-        yield advance
+        yield bar.update

@@ -78,7 +78,7 @@ def sample(
     condition: Tensor,
     latents: Tensor,
     generators: Sequence[torch.Generator],
-    on_step: Callable[[], None],
+    on_step: Callable[[], object],
 ) -> Tensor:
     """Run all steps on one batch.
 

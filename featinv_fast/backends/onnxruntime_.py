@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,11 @@ import torch
 from torch import Tensor
 
 from featinv_fast.backends.base import Request, Session
+from featinv_fast.backends.memory import is_out_of_memory
 from featinv_fast.backends.torch_ import device_problems
 from featinv_fast.config import Precision
 from featinv_fast.engine.graphs import GraphSpec
-from featinv_fast.errors import BackendUnavailableError
+from featinv_fast.errors import BackendUnavailableError, EngineIntegrityError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 SUFFIX = ".onnx"
@@ -32,6 +32,7 @@ class OnnxruntimeSession(Session):
         device: "cpu" or "cuda".
         precision: of the graphs.
         threads: CPU threads of one operation; `None` uses every core.
+        check: called before a graph is loaded; raises where its file must not be read any more.
     """
 
     backend = "onnxruntime"
@@ -44,12 +45,14 @@ class OnnxruntimeSession(Session):
         device: torch.device,
         precision: Precision,
         threads: int | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.device = device
         self.precision = precision
         self.threads = threads
         self._graphs = dict(graphs)
         self._specs = dict(specs)
+        self._check = check
         self._sessions: dict[str, Any] = {}
 
     def run(self, graph: str, *inputs: Tensor) -> Tensor:
@@ -78,17 +81,38 @@ class OnnxruntimeSession(Session):
         return output
 
     def _load(self, graph: str) -> Any:
+        """Load a graph.
+
+        Raises:
+            EngineIntegrityError: the engine was replaced, or onnxruntime refuses the file, as it does where external
+                data lie outside the file's folder.
+            BackendUnavailableError: the execution provider does not start.
+        """
         import onnxruntime
 
+        self._check()
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors; graph remarks are for the exporter's developers
+        options.log_severity_level = (
+            4  # fatal: its errors are raised, and its remarks are for the exporter's developers
+        )
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         provider = PROVIDERS[self.device.type]
         wanted: list[Any] = [provider]
         if self.device.type == "cuda":
             wanted = [(provider, {"device_id": self.device.index or 0})]
-        session = onnxruntime.InferenceSession(str(self._graphs[graph]), options, providers=wanted)
+        path = self._graphs[graph]
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise EngineIntegrityError(
+                f"onnxruntime refuses {path}",
+                given=error,
+                expected=f"a graph for onnxruntime {onnxruntime.__version__} or older with weights in its own folder",
+                remedy="export the engine again, or upgrade onnxruntime",
+            ) from error
         used = session.get_providers()
         if used[0] != provider:
             # onnxruntime itself answers with a CPU session where CUDA cannot start.
@@ -132,16 +156,17 @@ class OnnxruntimeBackend:
             device=request.device,
             precision=request.engine.manifest.precision,
             threads=request.threads,
+            check=request.engine.require_unchanged,
         )
 
 
 def provider_problems(device: torch.device) -> list[str]:
     """Why onnxruntime cannot run on `device` here; empty when it can."""
-    if importlib.util.find_spec("onnxruntime") is None:
+    try:
+        import onnxruntime
+    except ImportError as error:
         package = "onnxruntime-gpu" if device.type == "cuda" else "onnxruntime"
-        return [f"onnxruntime is not installed: pip install 'featinv-fast[{package}]'"]
-    import onnxruntime
-
+        return [f"onnxruntime cannot be imported ({error}): pip install 'featinv-fast[{package}]'"]
     provider = PROVIDERS.get(device.type)
     if provider is None:
         return [f"devices of the kind {device.type!r} are not supported"]

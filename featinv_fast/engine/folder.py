@@ -28,10 +28,17 @@ MANIFEST_BYTES = 16 * 2**20
 
 @dataclasses.dataclass(frozen=True)
 class EngineFolder:
-    """An engine folder whose files were all checked against its manifest."""
+    """An engine folder whose files were all checked against its manifest.
+
+    Attributes:
+        path: the folder.
+        manifest: what it says of itself.
+        checksum: the content of the manifest's checksum file, which stands for every byte of the engine.
+    """
 
     path: Path
     manifest: Manifest
+    checksum: bytes
 
     def file(self, name: str) -> Path:
         """The path of a file of the engine.
@@ -47,6 +54,24 @@ class EngineFolder:
                 remedy="export the checkpoint again with the option that writes this file",
             )
         return self.path / name
+
+    def require_unchanged(self) -> None:
+        """Refuse what is read late from an engine that was replaced since it was opened: parts of two do not mix.
+
+        Raises:
+            EngineIntegrityError: another engine, or none, is in the folder now.
+        """
+        try:
+            unchanged = (self.path / CHECKSUM_NAME).read_bytes() == self.checksum
+        except OSError:
+            unchanged = False
+        if not unchanged:
+            raise EngineIntegrityError(
+                f"the engine {self.path} was replaced since it was opened",
+                given="another engine, or none",
+                expected=f"the engine {self.manifest.name!r} of {self.manifest.created}",
+                remedy="open it again",
+            )
 
     def graph_specs(self) -> dict[str, GraphSpec]:
         """The graphs of the engine by name."""
@@ -67,13 +92,14 @@ def open_engine(path: str | os.PathLike[str]) -> EngineFolder:
     folder = real_path(path)
     try:
         _require_engine(folder)
-        manifest = Manifest.from_json(_checked_manifest(folder))
+        content = _checked_manifest(folder)
+        manifest = Manifest.from_json(content)
         _check_files(folder, manifest)
     except FeatInvError:
         raise
     except OSError as error:
         raise _damaged(folder, [f"it cannot be read: {error}"]) from error
-    return EngineFolder(folder, manifest)
+    return EngineFolder(folder, manifest, manifest_checksum(content))
 
 
 def _require_engine(folder: Path) -> None:
