@@ -10,20 +10,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from featinv_fast.errors import FeatInvError
+from featinv_fast.errors import ArgumentError, FeatInvError
 
-DONE, FAILED, PARTIAL, INTERRUPTED = 0, 1, 3, 130  # argparse itself exits with 2 on wrong usage
+DONE, FAILED, USAGE, PARTIAL, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 1 failed, 2 usage, 3 partial."""
+    """Run the command line; the exit code is 0 done, 1 failed, 2 wrong usage, 3 partial, 130 interrupted."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(name)s: %(message)s")
     try:
         return int(options.run(options))
-    except FeatInvError as error:
+    except (FeatInvError, OSError) as error:  # OSError: a full disk, a folder without permission, ...
         print(f"featinv: {error}", file=sys.stderr)
-        return FAILED
+        return USAGE if isinstance(error, ArgumentError) else FAILED
     except KeyboardInterrupt as interruption:
         print(f"featinv: {interruption or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
@@ -33,6 +33,18 @@ def _invert(options: argparse.Namespace) -> int:
     from featinv_fast.commands.invert import InvertOptions, invert
     from featinv_fast.runtime import Runtime
 
+    invert_options = InvertOptions(
+        out=options.out,
+        images=options.images,
+        features=options.features,
+        layout=options.layout,
+        backbone=options.backbone,
+        layer=options.layer,
+        backbone_weights=options.backbone_weights,
+        sampling={name: getattr(options, name) for name in _SAMPLING if getattr(options, name) is not None},
+        progress=not options.quiet,
+        force=options.force,
+    )
     runtime = Runtime(
         options.engine,
         backend=options.backend,
@@ -40,22 +52,7 @@ def _invert(options: argparse.Namespace) -> int:
         precision=options.precision,
         threads=options.threads,
     )
-    sampling = {name: getattr(options, name) for name in _SAMPLING if getattr(options, name) is not None}
-    record = invert(
-        runtime,
-        InvertOptions(
-            out=options.out,
-            images=options.images,
-            features=options.features,
-            layout=options.layout,
-            backbone=options.backbone,
-            layer=options.layer,
-            backbone_weights=options.backbone_weights,
-            sampling=sampling,
-            progress=not options.quiet,
-            force=options.force,
-        ),
-    )
+    record = invert(runtime, invert_options)
     failed = [item for item in record["items"] if item["error"]]
     for item in failed:
         print(f"featinv: {item['name']}: {item['error']}", file=sys.stderr)

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from featinv_fast.config import FeatureLayout, FeatureSpec, to_dict
-from featinv_fast.errors import ArgumentError
-from featinv_fast.features import Backbone, known_spec, list_images, load_features, normalise
+from featinv_fast.errors import ArgumentError, FeatInvError, OutOfMemoryError
+from featinv_fast.features import (
+    Backbone,
+    center_crop,
+    known_spec,
+    list_images,
+    load_features,
+    normalise,
+    read_image,
+)
 from featinv_fast.inversion import Inversion, InversionInterrupted
 from featinv_fast.runtime import Runtime
 
@@ -35,6 +46,9 @@ class InvertOptions:
         sampling: arguments of `Runtime.invert`.
         progress: show bars on stderr.
         force: write into a folder that holds an earlier run.
+
+    Raises:
+        ArgumentError: neither or both sources are named, or the folder holds an earlier run.
     """
 
     out: Path
@@ -48,6 +62,36 @@ class InvertOptions:
     progress: bool = True
     force: bool = False
 
+    def __post_init__(self) -> None:
+        if (self.images is None) == (self.features is None):
+            raise ArgumentError(
+                "name one source of feature maps", given="none or two", expected="--images DIR or --features FILE"
+            )
+        if (self.out / RECORD).exists() and not self.force:
+            raise ArgumentError(
+                "the output folder holds an earlier run",
+                given=self.out,
+                expected="a folder without an inversion.json",
+                remedy="name another, or pass --force",
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Some of the items to invert.
+
+    Attributes:
+        names: one for each item.
+        errors: place among the names -> why the item has no feature map.
+        maps: the feature maps of the other items, in any form that `Runtime.invert` takes.
+        layout: of the maps.
+    """
+
+    names: list[str]
+    errors: dict[int, FeatInvError] = dataclasses.field(default_factory=dict)
+    maps: Any
+    layout: FeatureLayout | str | None
+
 
 def invert(runtime: Runtime, options: InvertOptions) -> dict[str, Any]:
     """Invert everything and write as it goes.
@@ -56,56 +100,103 @@ def invert(runtime: Runtime, options: InvertOptions) -> dict[str, Any]:
         The record that is also written to `inversion.json`: what ran, and each image's name, seed and error.
 
     Raises:
-        ArgumentError: neither or both sources are named, or the folder holds an earlier run.
-        InversionInterrupted: Ctrl-C; what was finished is on the disk.
+        FeatInvError: nothing can be inverted: an unknown backbone, features of another shape, ...
+        InversionInterrupted, OutOfMemoryError: what was finished is on the disk.
     """
-    if (options.images is None) == (options.features is None):
-        raise ArgumentError(
-            "name one source of feature maps", given="none or two", expected="--images DIR or --features FILE"
-        )
-    if (options.out / RECORD).exists() and not options.force:
-        raise ArgumentError(
-            "the output folder holds an earlier run", given=options.out, remedy="name another, or pass --force"
-        )
-    record: dict[str, Any] = {"engine": runtime.info["name"], "flags": {}, "items": []}
-    seed = options.sampling.get("seed", 0)
-    samples = options.sampling.get("samples", 1)
-    sampling = {key: value for key, value in options.sampling.items() if key != "seed"}
-    done = 0
-    for names, maps, layout in _source(runtime, options):
-        rows = [f"{name}_{k}" if samples > 1 else name for name in names for k in range(samples)]
-        try:
-            inversion = runtime.invert(
-                maps, seed=seed + done, layout=layout, errors="return", progress=options.progress, **sampling
-            )
-        except InversionInterrupted as interruption:
-            _write(options.out, record, interruption.finished, rows)
-            raise
-        _write(options.out, record, inversion, rows)
-        done += len(inversion)
+    options.out.mkdir(parents=True, exist_ok=True)  # before the work: where this fails, the work would be lost
+    record: dict[str, Any] = {"engine": runtime.info["name"], "flags": {"recomputed": []}, "items": []}
+    for chunk in _chunks(runtime, options):
+        _invert_chunk(runtime, options, chunk, record)
+    _write(options.out, record)
     return record
 
 
-def _source(runtime: Runtime, options: InvertOptions) -> Iterator[tuple[list[str], Any, FeatureLayout | str | None]]:
-    """Chunks of (names, feature maps, layout)."""
+def _invert_chunk(runtime: Runtime, options: InvertOptions, chunk: Chunk, record: dict[str, Any]) -> None:
+    """Invert a chunk, write its images and extend the record, also by what was finished when it is stopped."""
+    samples = options.sampling.get("samples", 1)
+    items = [
+        {
+            "name": f"{name}_{k}" if samples > 1 else name,
+            # A row's seed depends on its place in the whole run alone, not on which other items are sound.
+            "seed": options.sampling.get("seed", 0) + len(record["items"]) + place * samples + k,
+            "error": str(chunk.errors[place]) if place in chunk.errors else None,
+        }
+        for place, name in enumerate(chunk.names)
+        for k in range(samples)
+    ]
+    rows = [row for row in range(len(items)) if row // samples not in chunk.errors]
+
+    def keep(inversion: Inversion) -> None:
+        inversion.save_images(options.out, [items[row]["name"] for row in rows])
+        for row, error in inversion.errors.items():
+            items[rows[row]]["error"] = str(error)
+        recomputed = [len(record["items"]) + rows[row] for row in inversion.flags.recomputed]
+        record["flags"] = to_dict(inversion.flags) | {"recomputed": record["flags"]["recomputed"] + recomputed}
+        record["items"] += items
+        _write(options.out, record)
+
+    sampling = options.sampling | {"seed": [items[row]["seed"] for row in rows]}
+    try:
+        keep(runtime.invert(chunk.maps, layout=chunk.layout, errors="return", progress=options.progress, **sampling))
+    except (InversionInterrupted, OutOfMemoryError) as stop:
+        if stop.finished is not None:
+            keep(stop.finished)
+        raise
+
+
+def _chunks(runtime: Runtime, options: InvertOptions) -> Iterator[Chunk]:
     spec = runtime.engine.manifest.features
     if options.features is not None:
         maps, layout = load_features(options.features), options.layout
         if maps.ndim != 4:
             maps, layout = normalise(maps, spec, layout=layout), FeatureLayout.NCHW
         for start in range(0, len(maps), CHUNK):
-            chunk = maps[start : start + CHUNK]
-            yield [f"{row:06d}" for row in range(start, start + len(chunk))], chunk, layout
+            part = maps[start : start + CHUNK]
+            yield Chunk(names=[f"{row:06d}" for row in range(start, start + len(part))], maps=part, layout=layout)
     if options.images is not None:
         spec = _backbone_spec(spec, options.backbone, options.layer)
-        backbone = Backbone(spec, weights=options.backbone_weights, device=runtime.info["device"])
         paths = list_images(options.images)
-        root = options.images if options.images.is_dir() else options.images.parent
+        names = _names(options.images, paths)
+        backbone = Backbone(spec, weights=options.backbone_weights, device=runtime.info["device"])
         for start in range(0, len(paths), CHUNK):
-            files = paths[start : start + CHUNK]
-            # One flat folder of results: "cats/1.jpg" becomes "cats__1.jpg.png".
-            names = ["__".join(path.relative_to(root).parts) for path in files]
-            yield names, list(backbone.extract(files)), spec.layout
+            images, errors = _read_images(paths[start : start + CHUNK], backbone.input_size)
+            yield Chunk(
+                names=names[start : start + CHUNK],
+                errors=errors,
+                maps=list(backbone.extract(images)),
+                layout=spec.layout,
+            )
+
+
+def _names(root: Path, paths: list[Path]) -> list[str]:
+    """Names for one flat folder of results: "cats/1.jpg" becomes "cats__1.jpg".
+
+    Raises:
+        ArgumentError: two images would get one name.
+    """
+    root = root if root.is_dir() else root.parent
+    names = ["__".join(path.relative_to(root).parts) for path in paths]
+    repeated = [name for name, count in collections.Counter(names).items() if count > 1]
+    if repeated:
+        raise ArgumentError(
+            "two images would be written to one file",
+            given=", ".join(str(path) for path, name in zip(paths, names, strict=True) if name == repeated[0]),
+            expected="different names where folders are joined with '__'",
+            remedy="rename one of them",
+        )
+    return names
+
+
+def _read_images(paths: list[Path], size: int) -> tuple[list[Image.Image], dict[int, FeatInvError]]:
+    """The images, cropped as the backbone will, and for each unreadable one its place and error."""
+    images: list[Image.Image] = []
+    errors: dict[int, FeatInvError] = {}
+    for place, path in enumerate(paths):
+        try:
+            images.append(center_crop(read_image(path), size))
+        except ArgumentError as error:
+            errors[place] = error
+    return images, errors
 
 
 def _backbone_spec(engine: FeatureSpec, name: str | None, layer: str | None) -> FeatureSpec:
@@ -132,11 +223,8 @@ def _backbone_spec(engine: FeatureSpec, name: str | None, layer: str | None) -> 
     return known_spec(name, layer or "final")
 
 
-def _write(out: Path, record: dict[str, Any], inversion: Inversion, names: list[str]) -> None:
-    """Write the images of a chunk and extend the record, which is replaced whole."""
-    inversion.save_images(out, names)
-    record["flags"] = to_dict(inversion.flags)
-    record["items"] += inversion.items(names)
+def _write(out: Path, record: dict[str, Any]) -> None:
+    """Write the record; it is replaced whole, so that a reader never finds half of it."""
     temporary = out / f".{RECORD}"
     temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     temporary.replace(out / RECORD)
