@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
+import shutil
+import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +19,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from featinv_export.exporter import export
+from featinv_export.options import ExportOptions
 from featinv_fast.checkpoints.infer import infer_config
 from featinv_fast.checkpoints.ldm import LAYOUT as LDM
 from featinv_fast.checkpoints.recipe import Recipe
-from featinv_fast.config import AutoencoderConfig, ModelConfig
+from featinv_fast.config import AutoencoderConfig, ModelConfig, to_dict
+from featinv_fast.engine import open_engine, staging
+from featinv_fast.errors import EngineExistsError, EngineLockedError
 from featinv_fast.models import FeatInv
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -137,6 +146,24 @@ def golden_checkpoint(golden: Golden, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
+def golden_engine(golden_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden checkpoint as an engine folder, fp32 with ONNX graphs. Do not change it.
+
+    Exporting takes half a minute, so parallel test processes share one engine: the first one writes it, and the
+    export's own lock keeps the others waiting.
+    """
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "golden.engine"
+    while not folder.exists():
+        with contextlib.suppress(EngineExistsError):
+            try:
+                export(ExportOptions(checkpoint=golden_checkpoint, out=folder, onnx=True))
+            except EngineLockedError:
+                time.sleep(1.0)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def golden_model(golden: Golden) -> FeatInv:
     """The golden checkpoint as plain networks. Do not change it."""
     with torch.device("meta"):
@@ -175,5 +202,58 @@ def make_model() -> Callable[..., FeatInv]:
             }
         model.load_state_dict(tensors, strict=True, assign=True)
         return model.eval().requires_grad_(requires_grad=False)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_engine(
+    make_model: Callable[..., FeatInv], tiny_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """`make_engine(config=tiny_config, metadata={}, **options)`: an engine with random weights. Do not change it.
+
+    `metadata` are entries of the checkpoint without their prefix "featinv."; `options` those of the export.
+    """
+
+    def make(config: ModelConfig = tiny_config, metadata: Mapping[str, str] = {}, **options: Any) -> Path:
+        tensors = make_model(config).state_dict()
+        for name in ("featinv.prompt.cond", "featinv.prompt.uncond"):
+            shape = (1, config.context_tokens, config.context_channels)
+            tensors[name] = torch.from_numpy(hashed_uniform(name, shape, seed=1) * np.float32(1.7))
+        folder = tmp_path_factory.mktemp("engine")
+        stated = {"model": json.dumps(to_dict(config)), **metadata}
+        save_file(tensors, folder / "tiny.safetensors", {f"featinv.{name}": text for name, text in stated.items()})
+        return export(ExportOptions(checkpoint=folder / "tiny.safetensors", out=folder / "tiny.engine", **options))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(make_engine: Callable[..., Path]) -> Path:
+    """An engine with ONNX graphs: maps [6, 5, 5] in, images of 16 pixels out, 3 steps. Do not change it."""
+    return make_engine(metadata={"feature_shape": "6x5x5", "steps": "3"}, onnx=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_maps() -> Tensor:
+    """Seven feature maps for `tiny_engine`, [7, 6, 5, 5]. Do not change them."""
+    with np.errstate(over="ignore"):
+        return torch.from_numpy(hashed_uniform("maps", (7, 6, 5, 5), seed=2) * np.float32(1.7))
+
+
+@pytest.fixture(scope="session")
+def restage() -> Callable[..., Path]:
+    """`restage(engine, destination, edit, **changes)`: a sound copy of an engine with other files or manifest fields.
+
+    `edit(folder)` may change the files before they are hashed.
+    """
+
+    def make(engine: Path, destination: Path, edit: Callable[[Path], object] = lambda _: None, **changes: Any) -> Path:
+        opened = open_engine(engine)
+        with staging(destination, force=True) as stage:
+            for name in opened.manifest.files:
+                shutil.copyfile(engine / name, stage.path / name)
+            edit(stage.path)
+            return stage.finish(dataclasses.replace(opened.manifest, **changes))
 
     return make

@@ -32,8 +32,9 @@ BATCHES = (1, 2)
 FEATURE_SIZES = ({"height": 9, "width": 12}, {"height": 40, "width": 36})
 GUIDANCE_SCALE = 1.75
 
-# Limits on the relative norm of the difference.
-TOLERANCES = {Precision.FP32: 2e-5, Precision.FP16: 1e-2, Precision.BF16: 5e-2}
+# Limits on the relative norm of the difference. In fp32 a change of summation order moves a network by 2e-6; fp16 was
+# seen to move it by 3e-3, and bf16 rounds eight times as coarsely.
+TOLERANCES = {Precision.FP32: 2e-5, Precision.FP16: 1e-2, Precision.BF16: 8e-2}
 
 CPU = torch.device("cpu")
 
@@ -149,7 +150,7 @@ def compare(candidate: Candidate, cases: Sequence[Case], report: Callable[[str],
         report: is told what comes next.
     """
     report("checking torch")
-    results = _run_all(candidate, "torch", cases, functools.partial(_torch_session, candidate))
+    results = _run_torch(candidate, cases)
     if not candidate.onnx:
         return tuple(results)
     problems = provider_problems(CPU)
@@ -186,12 +187,32 @@ def require_passed(results: Sequence[Comparison], report_path: Path) -> tuple[Pa
     )
 
 
-def _torch_session(candidate: Candidate) -> Session:
+def _run_torch(candidate: Candidate, cases: Sequence[Case]) -> list[Comparison]:
+    if _has_kernels(candidate.precision):
+        session = functools.partial(_torch_session, candidate, candidate.precision)
+        return _run_all(candidate, "torch", cases, session)
+    # Torch would fall back to loops that are hundreds of times slower. The stored weights can still be checked.
+    reason = f"this CPU has no {candidate.precision} convolutions"
+    results = [_comparison(case, "torch", "not run", reason=reason) for case in cases]
+    session = functools.partial(_torch_session, candidate, Precision.FP32)
+    return results + _run_all(candidate, "torch in fp32", cases, session)
+
+
+def _has_kernels(precision: Precision) -> bool:
+    """Whether torch computes in `precision` on this CPU without emulating it."""
+    supported = {
+        Precision.FP16: torch.ops.mkldnn._is_mkldnn_fp16_supported,  # noqa: SLF001 -- there is no public name
+        Precision.BF16: torch.ops.mkldnn._is_mkldnn_bf16_supported,  # noqa: SLF001
+    }
+    return precision not in supported or supported[precision]()
+
+
+def _torch_session(candidate: Candidate, precision: Precision) -> Session:
     return TorchSession(
         candidate.config,
         candidate.folder / WEIGHT_FILE,
         device=CPU,
-        precision=candidate.precision,
+        precision=precision,
         kept_fp32=candidate.kept_fp32,
     )
 
