@@ -155,8 +155,21 @@ class Backbone:
         (features,) = self._model.forward_intermediates(
             pixels, indices=[self._stage], stop_early=True, intermediates_only=True
         )
-        # timm gives every stage as [B, C, H, W] here, also where `features_only` keeps Swin's [B, H, W, C].
-        return features.permute(0, 2, 3, 1) if self.spec.layout is FeatureLayout.NHWC else features
+        return self._arranged(features)
+
+    @torch.no_grad()
+    def features_and_logits(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features as `__call__` gives them, and the class logits [B, K] of the same forward pass.
+
+        The logits are None for a model without a classifier.
+        """
+        pixels = pixels.to(self.device)
+        if self._stage is None:
+            final = features = self._model.forward_features(pixels)
+        else:
+            final, (features,) = self._model.forward_intermediates(pixels, indices=[self._stage])
+            features = self._arranged(features)
+        return features, self._model.forward_head(final) if self._model.num_classes else None
 
     def extract(self, images: Iterable[Image.Image | str | Path], *, batch_size: int = 8) -> Iterator[Tensor]:
         """Features of images or image files, one batch at a time and in order.
@@ -168,6 +181,10 @@ class Backbone:
         while batch := list(itertools.islice(remaining, batch_size)):
             opened = [read_image(image) if isinstance(image, str | Path) else image for image in batch]
             yield self(self.preprocess(opened))
+
+    def _arranged(self, stage: Tensor) -> Tensor:
+        # timm gives every stage as [B, C, H, W], also where `features_only` keeps Swin's [B, H, W, C].
+        return stage.permute(0, 2, 3, 1) if self.spec.layout is FeatureLayout.NHWC else stage
 
 
 def _stage_index(spec: FeatureSpec) -> int | None:

@@ -122,6 +122,34 @@ def test_vit_gives_tokens():
     assert torch.equal(maps[1, :, 3, 4], features[1, 1 + 34])
 
 
+@pytest.mark.parametrize(
+    ("name", "layer", "layout"),
+    [
+        ("test_convnext", "final", FeatureLayout.NCHW),
+        ("test_convnext", "1", FeatureLayout.NCHW),
+        ("test_resnet", "0", FeatureLayout.NCHW),
+        ("test_resnet", "1", FeatureLayout.NHWC),
+        ("test_vit", "final", FeatureLayout.TOKENS),
+    ],
+)
+def test_logits_come_with_the_same_features(name, layer, layout):
+    backbone = Backbone(FeatureSpec(backbone=name, layer=layer, layout=layout, channels=1), weights="random:5")
+    pixels = torch.randn(2, 3, backbone.input_size, backbone.input_size)
+    features, logits = backbone.features_and_logits(pixels)
+    assert torch.equal(features, backbone(pixels))
+    with torch.no_grad():
+        assert torch.equal(logits, backbone._model(pixels))
+    assert logits.shape == (2, 1000)
+
+
+def test_a_model_without_a_classifier_has_no_logits():
+    backbone = Backbone(SMALL, weights="random:0")
+    backbone._model.reset_classifier(0)
+    features, logits = backbone.features_and_logits(torch.zeros(1, 3, 64, 64))
+    assert features.shape == (1, 64, 2, 2)
+    assert logits is None
+
+
 def test_images_and_files_are_extracted_in_order(tmp_path):
     images = [noise(64 + i, 70) for i in range(5)]
     images[3].save(tmp_path / "3.png")

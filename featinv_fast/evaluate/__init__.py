@@ -1,0 +1,57 @@
+"""Evaluation: feature cosine, class match and Frechet distances of reconstructions (arXiv 2505.21032)."""
+
+from featinv_fast.evaluate.ceiling import autoencoder_of
+from featinv_fast.evaluate.classifier import Classifier, Pooled
+from featinv_fast.evaluate.feature_spaces import WORLD_DISTANCE, InceptionFeatures, PooledFeatures
+from featinv_fast.evaluate.frechet import (
+    FeatureSpace,
+    FewSamplesWarning,
+    FrechetDistance,
+    GaussianMoments,
+    frechet_distance,
+)
+from featinv_fast.evaluate.html_page import html_page
+from featinv_fast.evaluate.inputs import Example, Inverter, Setting
+from featinv_fast.evaluate.metrics import CosineSummary, FeatureCosine, TopKMatch
+from featinv_fast.evaluate.pages import Panel, contact_sheet, picture_page
+from featinv_fast.evaluate.plots import quality_plot, require_matplotlib
+from featinv_fast.evaluate.reconstruct import EvaluationInterrupted, evaluate
+from featinv_fast.evaluate.report import Distance, Item, Kind, Picture, Report, Row
+from featinv_fast.evaluate.tables import group_cells, markdown, summary_cells
+
+__all__ = [
+    "WORLD_DISTANCE",
+    "Classifier",
+    "CosineSummary",
+    "Distance",
+    "EvaluationInterrupted",
+    "Example",
+    "FeatureCosine",
+    "FeatureSpace",
+    "FewSamplesWarning",
+    "FrechetDistance",
+    "GaussianMoments",
+    "InceptionFeatures",
+    "Inverter",
+    "Item",
+    "Kind",
+    "Panel",
+    "Picture",
+    "Pooled",
+    "PooledFeatures",
+    "Report",
+    "Row",
+    "Setting",
+    "TopKMatch",
+    "autoencoder_of",
+    "contact_sheet",
+    "evaluate",
+    "frechet_distance",
+    "group_cells",
+    "html_page",
+    "markdown",
+    "picture_page",
+    "quality_plot",
+    "require_matplotlib",
+    "summary_cells",
+]

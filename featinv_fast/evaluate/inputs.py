@@ -1,0 +1,107 @@
+"""What goes into an evaluation: an engine, ways to sample from it, and images."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from featinv_fast.config import FeatureLayout
+from featinv_fast.errors import ArgumentError, ArgumentTypeError
+from featinv_fast.inversion import Inversion
+
+
+class Inverter(Protocol):
+    """What is evaluated. `featinv_fast.Runtime` is one."""
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """At least "name" and "image_size"."""
+        ...
+
+    def invert(
+        self,
+        features: Any,
+        *,
+        steps: int | None,
+        sampler: str | None,
+        guidance_scale: float | None,
+        seed: Sequence[int],
+        layout: FeatureLayout | str | None,
+        errors: str,
+    ) -> Inversion:
+        """Images of feature maps; see `Runtime.invert`."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """How to sample. None stands for the engine's default."""
+
+    sampler: str | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Setting:
+        """The setting written as "sampler", "sampler:steps" or "sampler:steps:guidance"; an empty part is None.
+
+        Raises:
+            ArgumentError: another form.
+        """
+        parts = text.split(":")
+        try:
+            sampler, steps, guidance = (*parts, *[""] * (3 - len(parts)))
+            return cls(
+                sampler=sampler or None,
+                steps=int(steps) if steps else None,
+                guidance_scale=float(guidance) if guidance else None,
+            )
+        except ValueError:
+            raise ArgumentError(
+                "unreadable setting", given=repr(text), expected="sampler:steps:guidance, such as ddim:50:1.75 or lcm:4"
+            ) from None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Example:
+    """An image to evaluate on.
+
+    Attributes:
+        image: as a PIL image, or uint8 [H, W, 3].
+        name: of the image in records and pictures; its number where empty.
+        group: label for tables, such as "drawing" or "noise/3"; the images of one label make a row.
+    """
+
+    image: Image.Image | np.ndarray
+    name: str = ""
+    group: str = ""
+
+
+def batches(images: Iterable[Example | Image.Image | np.ndarray], size: int) -> Iterator[list[Example]]:
+    """Images as numbered examples of PIL images, `size` at a time.
+
+    Raises:
+        ArgumentTypeError: something that is no image.
+    """
+    remaining = enumerate(images)
+    while batch := list(itertools.islice(remaining, size)):
+        yield [_as_example(image, number) for number, image in batch]
+
+
+def _as_example(given: Any, number: int) -> Example:
+    example = given if isinstance(given, Example) else Example(image=given)
+    image = example.image
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise ArgumentTypeError(
+            f"images[{number}] is no image",
+            given=f"{type(image).__name__} {getattr(image, 'dtype', '')} {list(getattr(image, 'shape', []))}",
+            expected="a PIL image, a uint8 array [H, W, 3], or an Example with one of these",
+        )
+    return dataclasses.replace(example, image=image, name=example.name or f"{number:06d}")

@@ -1,0 +1,172 @@
+"""The result of an evaluation: rows that stand alone, a record of each image, and pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from featinv_fast.config import to_dict
+from featinv_fast.evaluate.metrics import CosineSummary
+
+FORMAT_VERSION = 1
+
+
+class Kind(enum.StrEnum):
+    """What a row's reconstructions are."""
+
+    ENGINE = "engine"
+    AUTOENCODER = "autoencoder"  # the ceiling: originals encoded and decoded, without any inversion
+    UNRELATED = "unrelated"  # the floor: each original compared with the one before it
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distance:
+    """A Frechet distance, and how many images and dimensions it was estimated from."""
+
+    value: float
+    originals: int
+    reconstructions: int
+    dimension: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """The figures of one setting, over all images or one group of them. It needs no other row to be read.
+
+    Attributes:
+        label: short name of the setting.
+        kind: what the reconstructions are.
+        engine: name of the engine.
+        backbone: that the engine's features come from, and its layer.
+        judge: the backbone and layer whose features and classes are compared.
+        group: label of the images, or None for all of them.
+        n: images compared.
+        failed: images that could not be inverted; they are in no figure.
+        seed: of the first image.
+        cosine: feature cosine; None without images.
+        top1: share of images whose top class on the original is the reconstruction's too.
+        top5: the same for the reconstruction's first five. None where the backbone has too few classes.
+        share_of_ceiling: mean cosine by the autoencoder's, where there is one.
+        seconds_per_image: median over batches.
+        sampler, steps, guidance_scale, backend, device, precision, batch_size: what ran.
+        distances: name -> Frechet distance between originals and reconstructions.
+        created: UTC, ISO 8601.
+        versions: package -> version.
+    """
+
+    label: str
+    kind: Kind
+    engine: str
+    backbone: str
+    judge: str
+    group: str | None
+    n: int
+    failed: int
+    seed: int
+    cosine: CosineSummary | None
+    top1: float | None
+    top5: float | None
+    share_of_ceiling: float | None
+    seconds_per_image: float | None
+    sampler: str | None
+    steps: int | None
+    guidance_scale: float | None
+    backend: str | None
+    device: str | None
+    precision: str | None
+    batch_size: int | None
+    distances: dict[str, Distance]
+    created: str
+    versions: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Item:
+    """What became of one image in one setting.
+
+    Attributes:
+        label: short name of the setting.
+        name: of the image.
+        group: of the image.
+        seed: its seed.
+        cosine: mean over locations; None for a failure.
+        place: of the original's top class among the reconstruction's, 0 for a top-1 match.
+        error: why the image could not be inverted.
+    """
+
+    label: str
+    name: str
+    group: str
+    seed: int
+    cosine: float | None
+    place: int | None
+    error: str | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Picture:
+    """An original, as large as the engine's images, and its reconstructions.
+
+    Attributes:
+        name: of the image.
+        group: of the image.
+        original: what the reconstructions are compared with.
+        reconstructions: label of the setting -> image and cosine, both None for a failure.
+    """
+
+    name: str
+    group: str
+    original: Image.Image
+    reconstructions: dict[str, tuple[Image.Image | None, float | None]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """What `evaluate` measured.
+
+    Attributes:
+        rows: for each setting, the autoencoder and unrelated images: all images first, then each group.
+        items: for each image and setting.
+        pictures: the first images of each group with their reconstructions.
+    """
+
+    rows: tuple[Row, ...]
+    items: tuple[Item, ...]
+    pictures: tuple[Picture, ...]
+
+    def row(self, label: str, group: str | None = None) -> Row:
+        """The row of a setting, over all images or one group.
+
+        Raises:
+            KeyError: there is no such row.
+        """
+        for row in self.rows:
+            if (row.label, row.group) == (label, group):
+                return row
+        raise KeyError(
+            f"no row {label!r} of group {group!r}; there are {[(row.label, row.group) for row in self.rows]}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The rows as plain JSON types."""
+        return {"format_version": FORMAT_VERSION, "rows": [to_dict(row) for row in self.rows]}
+
+    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write `report.json` with the rows and `images.jsonl` with a line for each image and setting.
+
+        Returns:
+            Their paths.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        report, items = folder / "report.json", folder / "images.jsonl"
+        report.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        lines = [json.dumps(to_dict(item), allow_nan=False) + "\n" for item in self.items]
+        items.write_text("".join(lines), encoding="utf-8")
+        return [report, items]

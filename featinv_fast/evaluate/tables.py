@@ -1,0 +1,64 @@
+"""The rows of a report as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from featinv_fast.evaluate.report import Kind, Row
+
+MISSING = "-"
+TITLES = {Kind.AUTOENCODER: "autoencoder (ceiling)", Kind.UNRELATED: "unrelated image (floor)"}
+
+
+def summary_cells(rows: Sequence[Row]) -> list[list[str]]:
+    """A head and a line for each setting over all images."""
+    rows = [row for row in rows if row.group is None]
+    distances = list(dict.fromkeys(name for row in rows for name in row.distances))
+    lines = [["setting", "n", "cosine", "median", "of ceiling", "top-1", "top-5", "ms/image", *distances]]
+    for row in rows:
+        milliseconds = None if row.seconds_per_image is None else 1000 * row.seconds_per_image
+        lines.append(
+            [
+                TITLES.get(row.kind, row.label),
+                f"{row.n} ({row.failed} failed)" if row.failed else str(row.n),
+                _written(row.cosine.mean if row.cosine else None, ".4f"),
+                _written(row.cosine.median if row.cosine else None, ".4f"),
+                _written(row.share_of_ceiling, ".1%"),
+                _written(row.top1, ".1%"),
+                _written(row.top5, ".1%"),
+                _written(milliseconds, ".1f"),
+                *(_written(row.distances[name].value if name in row.distances else None, ".3f") for name in distances),
+            ]
+        )
+    return lines
+
+
+def group_cells(rows: Sequence[Row]) -> list[list[str]]:
+    """A head, and a line for each group with the mean cosine and the top-1 match of each setting."""
+    cells: dict[str, dict[str, str]] = {}
+    counts: dict[str, int] = {}
+    for row in rows:
+        if row.group is not None:
+            pair = f"{_written(row.cosine.mean if row.cosine else None, '.4f')} / {_written(row.top1, '.1%')}"
+            cells.setdefault(row.group, {})[TITLES.get(row.kind, row.label)] = pair
+            counts[row.group] = max(counts.get(row.group, 0), row.n)
+    titles = list(dict.fromkeys(title for by_title in cells.values() for title in by_title))
+    lines = [["group", "n", *titles]]
+    for group, by_title in cells.items():
+        lines.append([group or "(none)", str(counts[group]), *(by_title.get(title, MISSING) for title in titles)])
+    return lines
+
+
+def markdown(cells: Sequence[Sequence[str]]) -> str:
+    """Cells, the head first, as a Markdown table that also reads well as it is."""
+    widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(cells[0]))]
+    lines = []
+    for first, *others in cells:
+        padded = [first.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(others, widths[1:], strict=True))]
+        lines.append(f"| {' | '.join(padded)} |")
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join([lines[0], f"| {' | '.join(rule)} |", *lines[1:]])
+
+
+def _written(value: float | None, form: str) -> str:
+    return MISSING if value is None else format(value, form)
