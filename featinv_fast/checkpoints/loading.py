@@ -84,12 +84,12 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         )
     raw = read_folder(path) if path.is_dir() else read_file(path)
     layout = recognise(raw.tensors)
-    extras = _extra_shapes(layout, raw.tensors)
+    extras = extra_shapes(layout, raw.tensors)
     inferred = infer_config(layout, {name: tuple(tensor.shape) for name, tensor in raw.tensors.items()})
-    stated = statements.parse(raw.metadata, layout.complete(_with_tokens(inferred, extras), raw))
+    stated = statements.parse(raw.metadata, layout.complete(with_tokens(inferred, extras), raw))
     config = stated.config
-    _check_extras(config, extras)
-    _check_numbers(config)
+    check_extras(config, extras)
+    check_numbers(config)
     layout.check(config, raw)
     tensors = Recipe.make(layout, config, extras).read(raw.tensors)
     prompts = {name.rpartition(".")[2]: tensors.pop(name, None) for name in PROMPTS}
@@ -110,7 +110,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     )
 
 
-def _extra_shapes(layout: Layout, tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
+def extra_shapes(layout: Layout, tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
     """Shapes of what a checkpoint may hold beside the model, under our names: prompts and a text encoder."""
     extras: dict[str, Shape] = {name: tuple(tensors[name].shape) for name in PROMPTS if name in tensors}
     shapes = {
@@ -140,13 +140,18 @@ def _text_encoder(shapes: Shapes) -> dict[str, Shape]:
     return text_encoder_shapes(layers=len(layers), width=width, hidden=hidden, vocabulary=vocabulary, tokens=tokens)
 
 
-def _with_tokens(config: ModelConfig, extras: Shapes) -> ModelConfig:
+def with_tokens(config: ModelConfig, extras: Shapes) -> ModelConfig:
     """`config` with the prompt length of the stored prompts or of the text encoder."""
     shapes = [extras[name] for name in (*PROMPTS, POSITIONS) if len(extras.get(name, ())) >= 2]
     return dataclasses.replace(config, context_tokens=shapes[0][-2]) if shapes else config
 
 
-def _check_extras(config: ModelConfig, extras: Shapes) -> None:
+def check_extras(config: ModelConfig, extras: Shapes) -> None:
+    """Refuse stored prompts and text encoders that do not fit the model.
+
+    Raises:
+        CheckpointMismatchError: another length or width than the model's.
+    """
     size = (config.context_tokens, config.context_channels)
     expected: dict[str, Shape] = {**dict.fromkeys(PROMPTS, (1, *size)), POSITIONS: size}
     for name, shape in expected.items():
@@ -159,8 +164,12 @@ def _check_extras(config: ModelConfig, extras: Shapes) -> None:
             )
 
 
-def _check_numbers(config: ModelConfig) -> None:
-    """Refuse numbers that shapes do not tell and that fit no model of these shapes."""
+def check_numbers(config: ModelConfig) -> None:
+    """Refuse numbers that shapes do not tell and that fit no model of these shapes.
+
+    Raises:
+        CheckpointMismatchError: there are such numbers.
+    """
     halvings = len(config.channel_multipliers) - 1
     if (
         config.heads < 1

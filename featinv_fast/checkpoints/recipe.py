@@ -100,8 +100,8 @@ class Recipe:
             sources[name] = Source(layout.source_name(modules, name), shape)
         return cls(layout, shapes, sources, layout.constants(config))
 
-    def part(self, prefix: str) -> Self:
-        """The recipe for those of our tensors whose names start with `prefix`, without constants."""
+    def part(self, prefix: str | tuple[str, ...]) -> Self:
+        """The recipe for those of our tensors whose names start with `prefix` (or one of them), without constants."""
         shapes = {name: shape for name, shape in self.shapes.items() if name.startswith(prefix)}
         return dataclasses.replace(
             self, shapes=shapes, sources={name: self.sources[name] for name in shapes}, constants={}
