@@ -22,6 +22,7 @@ from featinv_fast.errors import (
     CheckpointUnsafeError,
     MissingPackageError,
 )
+from featinv_fast.features import small_backbones
 from featinv_fast.features.files import read_image
 
 if TYPE_CHECKING:
@@ -125,6 +126,11 @@ class Backbone:
         # Where the engine does not say, the size at which timm evaluates the model.
         self.input_size: int = spec.input_size or (defaults.get("test_input_size") or defaults["input_size"])[-1]
 
+    @property
+    def model(self) -> Any:
+        """The timm model itself, frozen; unlike `__call__` it lets gradients flow to its input."""
+        return self._model
+
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
         """Images as the network's input [B, 3, S, S] on the CPU: resized, cropped, scaled to [0, 1], normalised.
 
@@ -213,6 +219,7 @@ def _create_model(name: str | None, weights: str | Path | None) -> Any:
         raise MissingPackageError(
             "computing features needs timm", remedy="pip install 'featinv-fast[timm]', or pass feature maps"
         ) from error
+    small_backbones.register()
     if name is None or not timm.is_model(name):
         raise ArgumentError(
             "unknown backbone", given=name, expected="the name of a timm model", remedy="see timm.list_models()"
@@ -246,9 +253,13 @@ def _create_random(timm: Any, name: str, seed: str) -> Any:
 
 def _create_from_file(timm: Any, name: str, path: Path) -> Any:
     state = _read_state(path)
+    # A model that was trained on other classes has another head than timm's.
+    head = state.get(f"{timm.get_pretrained_cfg(name).classifier}.weight")
+    classes = {} if head is None else {"num_classes": len(head)}
     try:
         # timm renames older keys and drops stale buffers for the models that need it, and loads strictly.
-        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
+        overlay = {"state_dict": state, **classes}
+        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **classes)
     except Exception as error:  # the renaming may trip over a foreign file in any way
         raise CheckpointMismatchError(
             f"the weights do not fit the backbone {name}",
