@@ -132,6 +132,10 @@ class ParityError(ExportError):
     """An exported graph does not compute what the model computes; nothing was installed."""
 
 
+class TrainingError(FeatInvError):
+    """A training run cannot go on."""
+
+
 class BackendUnavailableError(FeatInvError, RuntimeError):
     """A backend or device that was asked for cannot serve here.
 

@@ -1,0 +1,72 @@
+"""Training a classifier whose features are then inverted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from featinv_fast.errors import ArgumentError
+from featinv_fast.train.data import Data, batch_of
+from featinv_fast.train.images import to_pixels
+from featinv_fast.train.objective import Objective
+from featinv_fast.train.settings import BackboneRecipe
+
+
+class BackboneObjective(Objective):
+    """Cross entropy with smoothed labels.
+
+    Args:
+        model: a timm classifier; it learns.
+        recipe: smoothing and normalisation.
+        data: images with labels.
+        image_size: edge in pixels of what the model sees.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: Any, recipe: BackboneRecipe, data: Data, image_size: int) -> None:
+        super().__init__()
+        self.classifier = model
+        self._recipe = recipe
+        self._data = data
+        self._image_size = image_size
+        self.register_buffer("mean", torch.tensor(recipe.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(recipe.std).view(3, 1, 1), persistent=False)
+
+    @property
+    def length(self) -> int:
+        """Number of different images."""
+        return len(self._data)
+
+    def load(self, draws: np.ndarray) -> dict[str, Tensor]:
+        """Images and labels.
+
+        Raises:
+            ArgumentError: the data have no labels, or more classes than the model.
+        """
+        batch = batch_of(self._data, draws)
+        labels = batch.get("labels")
+        if labels is None or labels.min() < 0 or labels.max() >= self._recipe.classes:
+            raise ArgumentError(
+                "a classifier needs labels",
+                given="none" if labels is None else f"labels from {labels.min()} to {labels.max()}",
+                expected=f"labels from 0 to {self._recipe.classes - 1}",
+                remedy="sort the images into one folder for each class, and set `classes` to their number",
+            )
+        return {"images": torch.from_numpy(batch["images"]), "labels": torch.from_numpy(labels)}
+
+    def forward(
+        self, batch: Mapping[str, Tensor], generator: torch.Generator, average: Mapping[str, Tensor] | None
+    ) -> dict[str, Tensor]:
+        """The loss, and how many of the labels are the largest logit."""
+        del generator, average
+        pixels = (to_pixels(batch["images"], self._image_size) - self.mean) / self.std
+        logits = self.classifier(pixels).float()
+        loss = F.cross_entropy(logits, batch["labels"], label_smoothing=self._recipe.label_smoothing)
+        return {"loss": loss, "accuracy": (logits.detach().argmax(dim=1) == batch["labels"]).float().mean()}

@@ -1,0 +1,81 @@
+"""Training FeatInv: a ControlNet and a condition encoder on a frozen base (arXiv 2505.21032)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from featinv_fast import samplers
+from featinv_fast.models import FeatInv
+from featinv_fast.train import diffusion
+from featinv_fast.train.base import PREVIEW_STEPS, SHOWN, drop_mask
+from featinv_fast.train.inputs import Inputs
+from featinv_fast.train.objective import Objective
+
+
+class ControlNetObjective(Objective):
+    """The loss on eps, features and prompt dropped together: zeros and the empty prompt.
+
+    Args:
+        model: its ControlNet and condition encoder learn.
+        inputs: latents and features.
+        prompts: "cond" and "uncond", [1, T, D].
+        drop_features: how often features and prompt are dropped.
+    """
+
+    cond: Tensor
+    uncond: Tensor
+    control_scales: Tensor
+
+    def __init__(self, model: FeatInv, inputs: Inputs, prompts: Mapping[str, Tensor], drop_features: float) -> None:
+        super().__init__()
+        self.model = model
+        self.inputs = inputs
+        self._drop_features = drop_features
+        self.register_buffer("cond", prompts["cond"])
+        self.register_buffer("uncond", prompts["uncond"])
+        self.register_buffer("control_scales", torch.ones(1, model.config.control_count), persistent=False)
+
+    @property
+    def length(self) -> int:
+        """Number of different images."""
+        return self.inputs.length
+
+    def load(self, draws: np.ndarray) -> dict[str, Tensor]:
+        """See `Inputs.load`."""
+        return self.inputs.load(draws)
+
+    def forward(
+        self, batch: Mapping[str, Tensor], generator: torch.Generator, average: Mapping[str, Tensor] | None
+    ) -> dict[str, Tensor]:
+        """The mean squared error of the predicted noise."""
+        del average
+        latents, features = self.inputs.latents(batch, generator), self.inputs.features(batch)
+        times = diffusion.random_times(len(latents), generator)
+        noise = diffusion.normal(latents, generator)
+        dropped = drop_mask(len(latents), self._drop_features, generator).to(latents.device)  # [B, 1, 1]
+        eps = self._predict(
+            diffusion.add_noise(latents, noise, times),
+            times.to(latents.device).float(),
+            features.masked_fill(dropped[..., None], 0.0),
+            torch.where(dropped, self.uncond, self.cond),
+        )
+        return {"loss": F.mse_loss(eps.float(), noise)}
+
+    def preview(self) -> Tensor:
+        """Decoded latents of the first images, and below them their reconstructions from the features."""
+        batch = self.load(np.arange(min(SHOWN, self.length), dtype=np.int64))
+        batch = {name: tensor.to(self.cond.device) for name, tensor in batch.items()}
+        latents, features = self.inputs.mean_latents(batch), self.inputs.features(batch)
+        noise = diffusion.normal(latents, torch.Generator().manual_seed(0))
+        table = samplers.build("ddim", PREVIEW_STEPS)
+        made = diffusion.sample(table, lambda x, time: self._predict(x, time, features, self.cond), noise)
+        return torch.stack([self.inputs.autoencoder.decode(x) for x in (latents, made)])
+
+    def _predict(self, x: Tensor, time: Tensor, features: Tensor, context: Tensor) -> Tensor:
+        condition = self.model.condition_encoder(features)
+        return self.model.denoiser(x, condition, time, context, self.control_scales)

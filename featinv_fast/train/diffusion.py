@@ -1,0 +1,47 @@
+"""The diffusion process in torch: noising for training, and a plain sampling loop for previews and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from featinv_fast.samplers import OFFICIAL_SCHEDULE, StepTable
+
+# x -> eps at one timestep, for a whole batch: (latents [B, 4, h, w], time [1]) -> [B, 4, h, w].
+Predictor = Callable[[Tensor, Tensor], Tensor]
+
+
+def normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """N(0, 1) of the shape, dtype and device of `like`, drawn on the CPU."""
+    return torch.randn(like.shape, generator=generator).to(like)
+
+
+def random_times(count: int, generator: torch.Generator) -> Tensor:
+    """Training times, uniform on 0 ... 999: int64 [count]."""
+    return torch.randint(OFFICIAL_SCHEDULE.training_steps, (count,), generator=generator)
+
+
+def signal_share(times: Tensor) -> Tensor:
+    """alphas_cumprod at integer `times` [B], for maps: [B, 1, 1, 1] in float32 on the CPU."""
+    return torch.tensor(OFFICIAL_SCHEDULE.alphas_cumprod)[times].float()[:, None, None, None]
+
+
+def add_noise(latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+    """q(x_t | x_0) (arXiv 2006.11239, eq. 4): latents and noise [B, 4, h, w], integer times [B] on the CPU."""
+    a = signal_share(times).to(latents)
+    return a.sqrt() * latents + (1 - a).sqrt() * noise
+
+
+@torch.no_grad()
+def sample(table: StepTable, predict: Predictor, latents: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Run a sampler without history (DDIM, LCM) from start noise [B, 4, h, w] to the final latents."""
+    assert not table.uses_history, "previews are made with single-step samplers"
+    for i, time in enumerate(table.timesteps):
+        eps = predict(latents, torch.tensor([time], dtype=torch.float32, device=latents.device))
+        latents = float(table.A[i]) * latents + float(table.B[i]) * eps
+        if table.C[i] != 0.0:
+            assert generator is not None, "this sampler adds noise"
+            latents = latents + float(table.C[i]) * normal(latents, generator)
+    return latents

@@ -1,0 +1,80 @@
+"""What both distillations share: the networks, the inputs, and pictures of the student's few steps."""
+
+from __future__ import annotations
+
+import abc
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from featinv_fast import samplers
+from featinv_fast.models import FeatInv
+from featinv_fast.train import diffusion
+from featinv_fast.train.base import PREVIEW_STEPS, SHOWN
+from featinv_fast.train.inputs import Inputs
+from featinv_fast.train.objective import Objective
+from featinv_fast.train.settings import DistillRecipe
+from featinv_fast.train.student import Conditioned
+
+
+class DistillObjective(Objective, abc.ABC):
+    """A student learns from a teacher.
+
+    Args:
+        teacher: frozen.
+        student: what learns in it has `requires_grad`; the rest may be shared with the teacher.
+        inputs: latents and features.
+        recipe: the distillation.
+        prompts: "cond" and "uncond", [1, T, D].
+    """
+
+    sampler: str
+
+    def __init__(
+        self, teacher: FeatInv, student: FeatInv, inputs: Inputs, recipe: DistillRecipe, prompts: dict[str, Tensor]
+    ) -> None:
+        super().__init__()
+        self.student = Conditioned(student, prompts)
+        self.teacher = Conditioned(teacher, prompts)
+        self.inputs = inputs
+        self.recipe = recipe
+
+    @property
+    def length(self) -> int:
+        """Number of different images."""
+        return self.inputs.length
+
+    def load(self, draws: np.ndarray) -> dict[str, Tensor]:
+        """See `Inputs.load`."""
+        return self.inputs.load(draws)
+
+    def guidance(self, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
+        """Guidance scales, uniform on the recipe's range: [count]."""
+        low, high = self.recipe.guidance_scale
+        return (low + (high - low) * torch.rand(count, generator=generator)).to(device)
+
+    def preview(self) -> Tensor:
+        """Decoded latents, the teacher's reconstructions, and the student's with few steps, from the same noise."""
+        batch = self.load(np.arange(min(SHOWN, self.length), dtype=np.int64))
+        batch = {name: tensor.to(self.student.prompts.device) for name, tensor in batch.items()}
+        latents, features = self.inputs.mean_latents(batch), self.inputs.features(batch)
+        noise = diffusion.normal(latents, torch.Generator().manual_seed(0))
+        scale = torch.full((len(latents),), sum(self.recipe.guidance_scale) / 2, device=latents.device)
+        embedded = scale if self.recipe.guidance_channels else None
+        slow = diffusion.sample(
+            samplers.build("ddim", PREVIEW_STEPS), lambda x, t: self.teacher.guided(x, t, features, scale), noise
+        )
+        fast = diffusion.sample(
+            samplers.build(self.sampler, self.recipe.steps),
+            lambda x, t: self.student(x, t, features, embedded),
+            noise,
+            torch.Generator().manual_seed(1),
+        )
+        return torch.stack([self.inputs.autoencoder.decode(x) for x in (latents, slow, fast)])
+
+
+def ddim_step(x: Tensor, eps: Tensor, a: Tensor, a_next: Tensor) -> Tensor:
+    """Deterministic DDIM (arXiv 2010.02502, eq. 12) between signal shares `a` and `a_next`, [B, 1, 1, 1] or numbers."""
+    x0 = (x - (1 - a).sqrt() * eps) / a.sqrt()
+    return a_next.sqrt() * x0 + (1 - a_next).sqrt() * eps

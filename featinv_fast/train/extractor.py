@@ -1,0 +1,90 @@
+"""Feature maps of training images: a frozen timm backbone on uint8 tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from featinv_fast.config import FeatureLayout, FeatureSpec, to_dict
+from featinv_fast.features import Backbone, normalise
+from featinv_fast.train.images import to_pixels
+from featinv_fast.train.settings import BackboneConfig
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+class Extractor:
+    """A backbone, frozen, as the maps that condition encoders take.
+
+    Args:
+        config: the backbone.
+        size: edge of the training images in pixels, where `config` names no other.
+        root: what relative paths of weights start from.
+        device: where it runs.
+
+    Attributes:
+        spec: complete, measured on a blank image; `absolute_max` is still unknown.
+    """
+
+    def __init__(self, config: BackboneConfig, *, size: int, root: Path, device: torch.device) -> None:
+        self._weights = resolved_weights(config.weights, root)
+        mean, std = (config.mean or IMAGENET[0]), (config.std or IMAGENET[1])
+        spec = FeatureSpec(
+            channels=1,  # unknown before the first map
+            backbone=config.name,
+            layer=config.layer,
+            layout=config.layout,
+            input_size=config.input_size or size,
+            mean=mean,
+            std=std,
+        )
+        self._backbone = Backbone(spec, weights=self._weights, device=device)
+        self._pooled = config.pooled
+        self._mean, self._std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
+        self._map = self._measured(spec)
+        pooled = dataclasses.replace(self._map, layout=FeatureLayout.POOLED, height=1, width=1)
+        self.spec = pooled if config.pooled else self._map
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 [B, H, W, 3] -> maps [B, C, h, w]; of pooled features, averages over the positions [B, C, 1, 1]."""
+        maps = normalise(self._raw(images), self._map, layout=self._map.layout)
+        return maps.mean(dim=(2, 3), keepdim=True) if self._pooled else maps
+
+    def identity(self) -> dict[str, Any]:
+        """What the features depend on, for the names of caches."""
+        weights = str(self._weights)
+        if self._weights is not None and Path(weights).is_file():
+            weights = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
+        return {"features": to_dict(self.spec), "weights": weights}
+
+    def _raw(self, images: Tensor) -> Tensor:
+        assert self._backbone.spec.input_size is not None
+        pixels = to_pixels(images.to(self._backbone.device), self._backbone.spec.input_size)
+        return self._backbone((pixels - self._mean) / self._std)
+
+    def _measured(self, spec: FeatureSpec) -> FeatureSpec:
+        """`spec` with the size of the maps."""
+        assert spec.input_size is not None
+        shape = self._raw(torch.zeros(1, spec.input_size, spec.input_size, 3, dtype=torch.uint8)).shape
+        match spec.layout:
+            case FeatureLayout.NHWC:
+                _, height, width, channels = shape
+            case FeatureLayout.TOKENS:
+                channels = shape[2]
+                height = width = round((shape[1] - 1) ** 0.5)
+            case _:
+                _, channels, height, width = shape
+        return dataclasses.replace(spec, channels=channels, height=height, width=width)
+
+
+def resolved_weights(weights: str | None, root: Path) -> str | Path | None:
+    """What `Backbone` takes: paths start from `root`, "random:SEED" and None stay."""
+    if weights is None or weights.startswith("random:"):
+        return weights
+    return root / weights

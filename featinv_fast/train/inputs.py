@@ -1,0 +1,130 @@
+"""From images to what diffusion models are trained on: latents and feature maps, computed now or kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from featinv_fast.errors import ConfigError
+from featinv_fast.models import Autoencoder
+from featinv_fast.train.cache import precompute, rows
+from featinv_fast.train.data import Data, batch_of, identity, repeats
+from featinv_fast.train.diffusion import normal
+from featinv_fast.train.extractor import Extractor
+from featinv_fast.train.images import to_signed
+from featinv_fast.train.settings import Cache, DataConfig
+
+SAMPLED = 256  # images whose features say how large features are
+
+
+class Inputs(nn.Module):
+    """Latents and features of images.
+
+    Args:
+        data: the images.
+        config: says what is kept.
+        autoencoder: frozen, on its device.
+        image_size: edge in pixels of the images that it encodes.
+        extractor: of the feature maps; None for models without.
+        folder: for files of what is kept; several runs may share it.
+        progress: show a bar on stderr while computing what is kept.
+
+    Raises:
+        ConfigError: something is to be kept although every pass shows other pixels.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        config: DataConfig,
+        autoencoder: Autoencoder,
+        *,
+        image_size: int,
+        extractor: Extractor | None,
+        folder: Path,
+        progress: bool,
+    ) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self._data = data
+        self._extractor = extractor
+        self._image_size = image_size
+        self._kept: dict[str, np.ndarray] | None = None
+        if config.cache is not Cache.NONE:
+            if not repeats(data):
+                raise ConfigError(
+                    "random crops leave nothing to keep",
+                    given=f"data.crop = '{config.crop}', data.cache = '{config.cache}'",
+                    expected="cache = 'none', or crop = 'center'",
+                )
+            self._kept = precompute(
+                self._computed,
+                len(data),
+                folder=folder if config.cache is Cache.DISK else None,
+                identity=self._identity(config),
+                progress=progress,
+            )
+
+    @property
+    def length(self) -> int:
+        """Number of different items."""
+        return len(self._data)
+
+    def load(self, draws: np.ndarray) -> dict[str, Tensor]:
+        """The kept rows of these draws, or their images."""
+        if self._kept is not None:
+            return rows(self._kept, draws % len(self._data))
+        return {"images": torch.from_numpy(batch_of(self._data, draws)["images"])}
+
+    def latents(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+        """A sample of the posterior, scaled: [B, 4, h, w]."""
+        mean, log_variance = self._moments(batch)
+        scale = self.autoencoder.decoder.latent_scale
+        return (mean + torch.exp(0.5 * log_variance) * normal(mean, generator)) * scale
+
+    def mean_latents(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The posterior's mean, scaled: [B, 4, h, w]."""
+        return self._moments(batch)[0] * self.autoencoder.decoder.latent_scale
+
+    def features(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Feature maps [B, C, h, w]."""
+        if "features" in batch:
+            return batch["features"]
+        assert self._extractor is not None, "this model takes no features"
+        return self._extractor(batch["images"])
+
+    def largest_feature(self) -> float:
+        """The largest |value| in the features of the first images."""
+        draws = np.arange(min(SAMPLED, self.length), dtype=np.int64)
+        parts = np.array_split(draws, -(-len(draws) // 32))
+        return max(self.features(self.load(part)).abs().max().item() for part in parts)
+
+    @torch.no_grad()
+    def _moments(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        if "mean" in batch:
+            return batch["mean"], batch["log_variance"]
+        device = next(self.autoencoder.parameters()).device
+        mean, log_variance = self.autoencoder.encoder(to_signed(batch["images"].to(device), self._image_size))
+        return mean, log_variance
+
+    @torch.no_grad()
+    def _computed(self, indices: np.ndarray) -> dict[str, Tensor]:
+        images = torch.from_numpy(batch_of(self._data, indices)["images"])
+        mean, log_variance = self._moments({"images": images})
+        features = {} if self._extractor is None else {"features": self._extractor(images)}
+        return {"mean": mean, "log_variance": log_variance, **features}
+
+    def _identity(self, config: DataConfig) -> dict[str, Any]:
+        """What the kept values depend on; of the autoencoder, the sums of its weights tell one from another."""
+        sums = [p.double().sum().item() for p in self.autoencoder.encoder.parameters()]
+        return {
+            "data": identity(self._data, config),
+            "extractor": None if self._extractor is None else self._extractor.identity(),
+            "image_size": self._image_size,
+            "autoencoder": [float(f"{value:.12g}") for value in sums],
+        }

@@ -1,0 +1,55 @@
+"""Differences of images in the features of a frozen backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from featinv_fast.config import FeatureSpec
+from featinv_fast.features import Backbone
+from featinv_fast.train.extractor import IMAGENET, resolved_weights
+from featinv_fast.train.settings import BackboneConfig
+
+
+class Perceptual:
+    """Mean over stages and positions of |a / |a| - b / |b||^2, as in LPIPS (arXiv 1801.03924) without learned weights.
+
+    Args:
+        config: the backbone.
+        layers: its stages that are compared.
+        size: edge of the images in pixels.
+        root: what relative paths of weights start from.
+        device: where it runs.
+    """
+
+    def __init__(
+        self, config: BackboneConfig, layers: Sequence[int], *, size: int, root: Path, device: torch.device
+    ) -> None:
+        mean, std = (config.mean or IMAGENET[0]), (config.std or IMAGENET[1])
+        spec = FeatureSpec(
+            channels=1, backbone=config.name, layer=str(layers[0]), layout=config.layout, input_size=size
+        )
+        self._model = Backbone(spec, weights=resolved_weights(config.weights, root), device=device).model
+        self._layers = list(layers)
+        self._size = config.input_size or size
+        self._mean, self._std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
+
+    def __call__(self, decoded: Tensor, image: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1]; gradients flow into `decoded` alone."""
+        with torch.no_grad():
+            wanted = self._features(image)
+        distances = [(a - b).square().sum(dim=1).mean() for a, b in zip(self._features(decoded), wanted, strict=True)]
+        return torch.stack(distances).mean()
+
+    def _features(self, image: Tensor) -> list[Tensor]:
+        pixels = (image + 1) / 2
+        if pixels.shape[-1] != self._size:
+            pixels = F.interpolate(pixels, (self._size, self._size), mode="bilinear", antialias=True)
+        maps = self._model.forward_intermediates(
+            (pixels - self._mean) / self._std, indices=self._layers, stop_early=True, intermediates_only=True
+        )
+        return [F.normalize(features, dim=1) for features in maps]  # timm gives [B, C, H, W]

@@ -1,0 +1,233 @@
+"""The training loop: one for every recipe. Killed at any moment and started again, it ends with the same weights."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from featinv_fast.config import to_dict
+from featinv_fast.engine.lock import exclusive_lock
+from featinv_fast.errors import ConfigError, TrainingError
+from featinv_fast.train import randomness
+from featinv_fast.train.accelerator import make_accelerator
+from featinv_fast.train.average import Average, learning
+from featinv_fast.train.logs import Log, save_grid
+from featinv_fast.train.objective import Objective
+from featinv_fast.train.progress import load_progress, save_progress
+from featinv_fast.train.settings import RateShape, TrainingConfig
+
+# What may differ between two starts of one run: none of it changes the weights.
+FREE = ("log_every", "checkpoint_every", "image_every")
+
+
+def train(
+    objective: Objective,
+    config: TrainingConfig,
+    folder: Path,
+    *,
+    identity: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> None:
+    """Train `objective`, or go on with the run that `folder` holds, to the last step.
+
+    At the end the objective holds the result: the averaged weights where there is an average.
+
+    Args:
+        objective: what to train; it is moved to the device.
+        config: the optimisation.
+        folder: of the run: `checkpoints/`, `images/`, `log.csv`.
+        identity: what else defines the run, as JSON types; a folder with another run's checkpoints is refused.
+        progress: show a bar on stderr.
+
+    Raises:
+        ConfigError: the folder holds a run with other settings.
+        TrainingError: the loss is not finite any more; the checkpoints before that are kept.
+        EngineLockedError: another process trains in the same folder.
+        MissingPackageError: accelerate is not installed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive_lock(folder / ".lock"):
+        run = _Run(objective, config, folder, dict(identity or {}))
+        device = run.accelerator.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            run.train(progress=progress)
+
+
+def learning_rate(config: TrainingConfig, step: int) -> float:
+    """The rate of step number `step`, counted from 0."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.rate_shape is RateShape.CONSTANT:
+        return config.learning_rate
+    share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+
+class _Run:
+    """A training run between its start and its end."""
+
+    def __init__(self, objective: Objective, config: TrainingConfig, folder: Path, identity: dict[str, Any]) -> None:
+        self.config = config
+        self.folder = folder
+        self.identity = identity | {"training": to_dict(config)}
+        self.accelerator = make_accelerator(config)
+        if config.channels_last:
+            objective.to(memory_format=torch.channels_last)
+        optimizer = torch.optim.AdamW(
+            learning(objective).values(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+        )
+        self.objective = objective
+        self.model, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        self.average = None if config.ema_decay is None else Average(objective, config.ema_decay)
+        self.step = 0  # finished optimiser steps
+        self.window = 0  # of them since the last row of the log
+        self.sums: dict[str, float] = {}  # of the losses in that window
+
+    def train(self, *, progress: bool) -> None:
+        from tqdm import tqdm
+
+        self._resume()
+        config = self.config
+        bar = tqdm(total=config.steps, initial=self.step, desc=self.folder.name, unit="step", disable=not progress)
+        with bar, Log(self.folder, self.step) as log, contextlib.closing(self._batches()) as batches:
+            self.objective.train()
+            while self.step < config.steps:
+                losses = self._optimise(batches)
+                self.step += 1
+                self.window += 1
+                self.sums = {name: self.sums.get(name, 0.0) + value for name, value in losses.items()}
+                bar.update()
+                last = self.step == config.steps
+                if self.step % config.log_every == 0:
+                    bar.set_postfix(loss=f"{losses['loss']:.4g}")
+                    self._log(log)
+                if last or self.step % config.checkpoint_every == 0:
+                    self._check_finite(losses["loss"])
+                    save_progress(self.folder / "checkpoints", self.step, self._state())
+                if config.image_every and (last or self.step % config.image_every == 0):
+                    self._preview()
+        if self.average is not None:
+            self.average.write()
+        self.objective.eval()
+
+    def _optimise(self, batches: Iterator[tuple[int, dict[str, Tensor]]]) -> dict[str, float]:
+        """One optimiser step; its losses, averaged over its batches, and the gradient's norm."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.step)
+        average = None if self.average is None else self.average.weights
+        limit = math.inf if self.config.clip_norm is None else self.config.clip_norm
+        totals: dict[str, float] = {}
+        for _ in range(self.config.accumulation):
+            number, batch = next(batches)
+            # For layers that draw by themselves, such as dropout; everything else uses the generator.
+            torch.manual_seed(randomness.derived_seed(self.config.seed, "layers", number))
+            generator = randomness.generator(self.config.seed, "noise", number)
+            with self.accelerator.accumulate(self.model):
+                losses = self.model(batch, generator, average)
+                self.accelerator.backward(losses["loss"])
+                if self.accelerator.sync_gradients:
+                    norm = self.accelerator.clip_grad_norm_(learning(self.objective).values(), limit)
+                    totals["gradient_norm"] = norm.item()
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            for name, value in losses.items():
+                totals[name] = totals.get(name, 0.0) + value.item() / self.config.accumulation
+        if self.average is not None:
+            self.average.update()
+        return totals
+
+    def _batches(self) -> Generator[tuple[int, dict[str, Tensor]], None, None]:
+        """Batch numbers and batches on the device, from where the run stands; the next one is loaded meanwhile."""
+        seed, size, length = self.config.seed, self.config.batch_size, self.objective.length
+        number, end = (step * self.config.accumulation for step in (self.step, self.config.steps))
+
+        def load(number: int) -> dict[str, Tensor]:
+            return self.objective.load(randomness.draws(seed, number, size, length))
+
+        with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+            following = pool.submit(load, number) if number < end else None
+            while following is not None:
+                batch = following.result()
+                following = pool.submit(load, number + 1) if number + 1 < end else None
+                yield number, {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+                number += 1
+
+    def _log(self, log: Log) -> None:
+        row = {name: total / self.window for name, total in self.sums.items()}
+        self.sums, self.window = {}, 0
+        self._check_finite(row["loss"])
+        log.write(self.step, row | {"learning_rate": learning_rate(self.config, self.step - 1)})
+
+    def _check_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise TrainingError(
+                "the loss is not finite any more",
+                given=f"{loss} at step {self.step}",
+                expected="a finite loss",
+                remedy="lower the learning rate, clip the gradient, or train in fp32 or bf16; "
+                f"the checkpoints in {self.folder} are from before",
+            )
+
+    def _preview(self) -> None:
+        self.objective.eval()
+        averaged = contextlib.nullcontext() if self.average is None else self.average.in_place()
+        with torch.no_grad(), averaged:
+            images = self.objective.preview()
+        self.objective.train()
+        if images is not None:
+            save_grid(self.folder / "images" / f"{self.step:09d}.png", images)
+
+    def _state(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return {
+            "identity": self.identity,
+            "step": self.step,
+            "window": self.window,
+            "sums": self.sums,
+            "weights": {name: p.detach() for name, p in learning(self.objective).items()},
+            "buffers": dict(self.objective.named_buffers()),
+            "optimizer": self.optimizer.state_dict(),
+            "average": None if self.average is None else {"weights": self.average.weights, "n": self.average.updates},
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+
+    @torch.no_grad()
+    def _resume(self) -> None:
+        """Go on from the newest whole checkpoint, if there is one."""
+        state = load_progress(self.folder / "checkpoints")
+        if state is None:
+            return
+        differing = sorted(_differing(state["identity"], self.identity))
+        if differing:
+            raise ConfigError(
+                "the folder holds a run with other settings",
+                given={name: new for name, _, new in differing},
+                expected={name: old for name, old, _ in differing},
+                remedy=f"use another folder, or remove {self.folder} to start again",
+            )
+        self.step, self.window, self.sums = state["step"], state["window"], state["sums"]
+        for name, parameter in learning(self.objective).items():
+            parameter.copy_(state["weights"][name])
+        for name, buffer in self.objective.named_buffers():
+            buffer.copy_(state["buffers"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load(state["average"]["weights"], state["average"]["n"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+
+def _differing(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
+    """Path, old and new value of every setting in which two runs differ, `FREE` ones aside."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted({*old, *new} - set(FREE)):
+            yield from _differing(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif old != new:
+        yield path, repr(old), repr(new)
