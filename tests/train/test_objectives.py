@@ -1,0 +1,417 @@
+"""What the recipes train towards: losses, starting points, and what learns."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from featinv_fast import samplers
+from featinv_fast.checkpoints import load_base, save_base
+from featinv_fast.config import FeatureLayout, FeatureSpec
+from featinv_fast.errors import ConfigError
+from featinv_fast.features import Backbone, normalise
+from featinv_fast.models import FeatInv
+from featinv_fast.samplers import OFFICIAL_SCHEDULE
+from featinv_fast.train import assembly, diffusion
+from featinv_fast.train.autoencoder import AutoencoderObjective
+from featinv_fast.train.average import learning
+from featinv_fast.train.consistency import ConsistencyObjective, consistency
+from featinv_fast.train.controlnet import ControlNetObjective
+from featinv_fast.train.data import ImageFolder
+from featinv_fast.train.distill import ddim_step
+from featinv_fast.train.extractor import Extractor
+from featinv_fast.train.inputs import Inputs
+from featinv_fast.train.perceptual import Perceptual
+from featinv_fast.train.settings import (
+    AutoencoderRecipe,
+    BackboneConfig,
+    Cache,
+    Crop,
+    DataConfig,
+    DistillRecipe,
+    Learns,
+    TrainingConfig,
+)
+from featinv_fast.train.student import Conditioned, make_student, student_tensors
+from featinv_fast.train.trajectory import TrajectoryObjective, segments
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def prompts(tiny_config):
+    shape = (1, tiny_config.context_tokens, tiny_config.context_channels)
+    return {"cond": torch.randn(shape, generator=seeded(1)), "uncond": torch.randn(shape, generator=seeded(2))}
+
+
+@pytest.fixture
+def batch(tiny_config):
+    """What cached inputs give for three images."""
+    latents = (3, 4, tiny_config.latent_size, tiny_config.latent_size)
+    return {
+        "mean": torch.randn(latents, generator=seeded(3)),
+        "log_variance": torch.full(latents, -4.0),
+        "features": torch.randn(3, tiny_config.feature_channels, 3, 3, generator=seeded(4)),
+    }
+
+
+@pytest.fixture
+def inputs(pictures, make_model, tiny_config):
+    """Latents of the pictures; the batches of these tests bring latents and features along."""
+    return Inputs(
+        ImageFolder(pictures, size=16, crop=Crop.CENTER),
+        DataConfig(source="pictures", crop=Crop.CENTER, size=16),
+        make_model(tiny_config).autoencoder,
+        image_size=16,
+        extractor=None,
+        folder=pictures,
+        progress=False,
+    )
+
+
+def recipe(**changes):
+    training = TrainingConfig(steps=1, ema_decay=0.95)
+    values = {"backbone": BackboneConfig(name="x"), "data": DataConfig(source="x"), "training": training} | changes
+    return DistillRecipe(recipe="distill", folder="x", out="x.safetensors", teacher="x", **values)
+
+
+# --- the start of a FeatInv training ---
+
+
+@pytest.fixture
+def base(make_model, tiny_config, prompts, tmp_path):
+    tensors = {n: t for n, t in make_model(tiny_config).state_dict().items() if n.startswith(("denoiser.unet", "auto"))}
+    return load_base(save_base(tmp_path / "base.safetensors", tiny_config, tensors, prompts))
+
+
+def test_a_new_controlnet_changes_nothing(base, tiny_config, batch, prompts):
+    model = assembly.featinv_from_base(base, tiny_config, seed=0)
+    time = torch.tensor([5.0, 500.0, 999.0])
+    x, scales = batch["mean"], torch.ones(1, tiny_config.control_count)
+    eps = model.denoiser(x, model.condition_encoder(batch["features"]), time, prompts["cond"], scales)
+    torch.testing.assert_close(eps, model.denoiser.unet(x, time, prompts["cond"]), rtol=0, atol=0)
+    unet, controlnet = model.denoiser.unet, model.denoiser.controlnet
+    for mine, theirs in ((controlnet.encoder, unet.encoder), (controlnet.time_embedding, unet.time_embedding)):
+        for a, b in zip(mine.parameters(), theirs.parameters(), strict=True):
+            assert torch.equal(a, b)
+            assert a.data_ptr() != b.data_ptr()
+    learned = learning(model)
+    assert all(name.startswith(("condition_encoder.", "denoiser.controlnet.")) for name in learned)
+    assert len(learned) == 6 + len(list(controlnet.parameters()))
+    again, other = (assembly.featinv_from_base(base, tiny_config, seed=seed) for seed in (0, 1))
+    assert torch.equal(model.condition_encoder.conv_in.weight, again.condition_encoder.conv_in.weight)
+    assert not torch.equal(model.condition_encoder.conv_in.weight, other.condition_encoder.conv_in.weight)
+
+
+def test_prompts_come_from_the_base(base, prompts):
+    assert torch.equal(assembly.base_prompts(base, None, None)["cond"], prompts["cond"])
+    with pytest.raises(ConfigError, match="no text encoder"):
+        assembly.base_prompts(base, "another prompt", None)
+
+
+def test_features_and_prompt_are_dropped_together(make_model, tiny_config, inputs, batch, prompts):
+    model = make_model(tiny_config)
+    model.requires_grad_()
+
+    def loss(drop, features, cond):
+        objective = ControlNetObjective(model, inputs, {**prompts, "cond": cond}, drop)
+        return objective(batch | {"features": features}, seeded(), None)["loss"]
+
+    other = torch.roll(batch["features"], 1, dims=0)
+    assert loss(1.0, batch["features"], prompts["cond"]) == loss(1.0, other, prompts["cond"] + 1)
+    assert loss(0.0, batch["features"], prompts["cond"]) != loss(0.0, other, prompts["cond"])
+    assert loss(0.0, batch["features"], prompts["cond"]) != loss(0.0, batch["features"], prompts["cond"] + 1)
+    half = loss(0.5, batch["features"], prompts["cond"])
+    assert half != loss(0.0, batch["features"], prompts["cond"])
+    assert half != loss(1.0, batch["features"], prompts["cond"])
+
+
+def test_the_loss_is_that_of_the_noise(make_model, tiny_config, inputs, batch, prompts):
+    """Against the formula, written out."""
+    model = make_model(tiny_config)
+    generator = seeded(9)
+    posterior = torch.randn(batch["mean"].shape, generator=generator)
+    latents = (batch["mean"] + torch.exp(torch.tensor(-2.0)) * posterior) * tiny_config.autoencoder.latent_scale
+    times = torch.randint(1000, (3,), generator=generator)
+    noise = torch.randn(latents.shape, generator=generator)
+    a = torch.tensor(OFFICIAL_SCHEDULE.alphas_cumprod[times.numpy()]).view(3, 1, 1, 1)
+    noisy = (a.sqrt() * latents + (1 - a).sqrt() * noise).float()
+    condition = model.condition_encoder(batch["features"])
+    scales = torch.ones(1, tiny_config.control_count)
+    eps = torch.cat(
+        [
+            model.denoiser(noisy[i : i + 1], condition[i : i + 1], times[i : i + 1].float(), prompts["cond"], scales)
+            for i in range(3)
+        ]
+    )
+    objective = ControlNetObjective(model, inputs, prompts, 0.0)
+    given = objective(batch, seeded(9), None)["loss"]
+    torch.testing.assert_close(given, (eps - noise).square().mean(), rtol=1e-5, atol=0)
+
+
+# --- few steps ---
+
+
+@pytest.mark.parametrize(("steps", "original"), [(1, None), (4, None), (50, None), (3, 10)])
+def test_the_consistency_function_is_the_samplers(steps, original):
+    table = samplers.build("lcm", steps, original_inference_steps=original)
+    z, eps = torch.randn(2, 4, 3, 3, generator=seeded(), dtype=torch.float64)[:, None]
+    time = table.timesteps[-1]
+    a = torch.tensor(OFFICIAL_SCHEDULE.alphas_cumprod[int(time)]).view(1, 1, 1, 1)
+    given = consistency(z, eps, torch.tensor([time]), a)
+    torch.testing.assert_close(given, table.A[-1] * z + table.B[-1] * eps, rtol=1e-10, atol=1e-12)
+
+
+def test_at_time_zero_the_consistency_function_is_the_identity():
+    z, eps = torch.randn(2, 1, 4, 3, 3, generator=seeded())
+    assert torch.equal(consistency(z, eps, torch.zeros(1), torch.tensor(0.9991).view(1, 1, 1, 1)), z)
+
+
+def test_a_step_is_the_samplers_step():
+    table = samplers.build("ddim", 50)
+    x, eps = torch.randn(2, 1, 4, 3, 3, generator=seeded(), dtype=torch.float64)
+    a = torch.tensor(OFFICIAL_SCHEDULE.alphas_cumprod)
+    given = ddim_step(x, eps, a[981], a[961])
+    torch.testing.assert_close(given, table.A[0] * x + table.B[0] * eps, rtol=1e-10, atol=1e-12)
+
+
+class Ideal(nn.Module):
+    """Knows the only image there is: its eps leads every noisy latent straight back."""
+
+    def __init__(self, latents, prompts):
+        super().__init__()
+        self.latents = latents
+        self.register_buffer("prompts", torch.cat(list(prompts.values())))
+        self.calls = []
+
+    def forward(self, x, time, *_):
+        self.calls.append(time.tolist())
+        a = diffusion.signal_share(time.long())
+        return (x - a.sqrt() * self.latents) / (1 - a).sqrt()
+
+    def guided(self, x, time, *_):
+        return self(x, time)
+
+
+@pytest.fixture
+def ideal(make_model, tiny_config, inputs, batch, prompts):
+    """`ideal(kind, recipe)`: an objective whose teacher and student are both perfect, and its batch."""
+
+    def make(kind, recipe):
+        model = make_model(tiny_config)
+        objective = kind(model, model, inputs, recipe, prompts)
+        latents = batch["mean"] * tiny_config.autoencoder.latent_scale
+        objective.teacher, objective.student = Ideal(latents, prompts), Ideal(latents, prompts)
+        return objective, batch | {"log_variance": torch.full_like(batch["mean"], -60.0)}
+
+    return make
+
+
+def test_a_perfect_student_has_no_consistency_loss(ideal):
+    objective, batch = ideal(ConsistencyObjective, recipe())
+    losses = [objective(batch, seeded(i), {})["loss"].item() for i in range(10)]
+    # The first time of the grid leads to time 0, where a little noise is left and the function is the identity.
+    exact = [19 not in start for start in objective.teacher.calls]
+    assert 5 < sum(exact) < 10
+    assert all((loss < 1e-8) == clean for loss, clean in zip(losses, exact, strict=True))
+    assert max(losses) < 0.02
+    (start,), (target, online) = objective.teacher.calls[:1], objective.student.calls[:2]
+    assert [max(time - 20, 0) for time in start] == target
+    assert online == start
+    times = np.concatenate(objective.teacher.calls)
+    assert set(times) <= set(range(19, 1000, 20))
+    objective.student.latents = objective.student.latents + 1
+    assert objective(batch, seeded(), {})["loss"] > 0.1
+
+
+def test_the_target_has_the_averaged_weights(make_model, tiny_config, inputs, batch, prompts):
+    teacher = make_model(tiny_config)
+    student = make_student(teacher, recipe())
+    objective = ConsistencyObjective(teacher, student, inputs, recipe(), prompts)
+    average = {name: p.detach().clone() for name, p in learning(objective).items()}
+    same = objective(batch, seeded(), average)["loss"]
+    for value in average.values():
+        value.mul_(1.5)
+    assert objective(batch, seeded(), average)["loss"] != same
+    same.backward()
+    assert all(p.grad is None for p in objective.teacher.parameters())
+
+
+def test_segments_cover_the_teachers_path():
+    found = segments(4, 50)
+    assert [(s.time, s.end) for s in found] == [(751, 501), (501, 251), (251, 1), (1, 0)]
+    assert found[0].path == tuple(range(981, 501, -20))
+    assert found[1].path == (501, *range(481, 251, -20))
+    assert found[3].path == (1,)
+    with pytest.raises(ConfigError, match="no more steps"):
+        segments(10, 10)
+
+
+def test_a_perfect_student_follows_the_path(ideal):
+    objective, batch = ideal(TrajectoryObjective, recipe(steps=4))
+    objective._shares = torch.tensor([0.0, 1.0, 1.0, 1.0])
+    losses = [objective(batch, seeded(i), None)["loss"].item() for i in range(10)]
+    assert max(losses) < 1e-8
+    # Pure noise at time 751 is not what the process makes there: the first segment has to be learned.
+    objective._shares = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    assert objective(batch, seeded(), None)["loss"] > 1e-4
+    objective.student.latents = objective.student.latents + 1
+    objective._shares = torch.tensor([0.0, 0.0, 1.0, 0.0])
+    assert objective(batch, seeded(), None)["loss"] > 0.1
+
+
+@pytest.mark.parametrize("learns", list(Learns))
+def test_a_student_starts_as_its_teacher(make_model, tiny_config, batch, prompts, learns):
+    teacher = make_model(tiny_config)
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    student = make_student(teacher, recipe(learns=learns, lora_rank=2))
+    x, time, features = batch["mean"], torch.tensor([5.0, 500.0, 999.0]), batch["features"]
+    expected = Conditioned(teacher, prompts)(x, time, features)
+    torch.testing.assert_close(Conditioned(student, prompts)(x, time, features), expected, rtol=1e-5, atol=1e-6)
+    names = learning(student)
+    assert any("unet" in name for name in names) == (learns is not Learns.CONTROLNET)
+    assert any("controlnet" in name for name in names)
+    assert all("lora_" in name for name in names) == (learns is Learns.LORA)
+    with torch.no_grad():
+        for parameter in names.values():
+            parameter.add_(0.02)
+    plain = FeatInv(student.config)
+    plain.load_state_dict(student_tensors(student))
+    changed = Conditioned(student, prompts)(x, time, features)
+    assert (changed - expected).abs().max() > 1e-3
+    torch.testing.assert_close(Conditioned(plain, prompts)(x, time, features), changed, rtol=1e-4, atol=1e-5)
+    for name, tensor in teacher.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_an_embedded_guidance_scale_is_an_input(make_model, tiny_config, batch, prompts):
+    teacher = make_model(tiny_config)
+    student = make_student(teacher, recipe(guidance_channels=16, guidance_scale=(1.0, 2.0)))
+    assert student.config.guidance_embedding_channels == 16
+    networks = Conditioned(student, prompts)
+    x, time, features = batch["mean"], torch.tensor([5.0, 500.0, 999.0]), batch["features"]
+    expected = Conditioned(teacher, prompts)(x, time, features)
+    assert torch.equal(networks(x, time, features, torch.tensor([1.0, 1.5, 2.0])), expected)
+    nn.init.normal_(student.denoiser.unet.time_embedding.guidance_projection.weight)
+    assert not torch.equal(networks(x, time, features, torch.tensor([1.0, 1.5, 2.0])), expected)
+    FeatInv(student.config).load_state_dict(student_tensors(student))
+
+
+def test_guidance_is_the_runtimes(make_model, tiny_config, batch, prompts):
+    networks = Conditioned(make_model(tiny_config), prompts)
+    x, time, features = batch["mean"], torch.tensor([500.0]), batch["features"]
+    scale = torch.tensor([1.0, 2.0, 3.0])
+    swapped = Conditioned(make_model(tiny_config), {"cond": prompts["uncond"], "uncond": prompts["cond"]})
+    cond, uncond = networks(x, time, features), swapped(x, time, features)
+    expected = uncond + scale[:, None, None, None] * (cond - uncond)
+    torch.testing.assert_close(networks.guided(x, time, features, scale), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(networks.guided(x, time, features, torch.ones(3)), cond)
+
+
+# --- images, latents and features ---
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [("featinv_convnext", FeatureLayout.NCHW), ("featinv_swin", FeatureLayout.NHWC), ("featinv_vit", "tokens")],
+)
+def test_features_are_those_of_the_backbone(name, layout, tmp_path):
+    layout = FeatureLayout(layout)
+    config = BackboneConfig(name=name, weights="random:0", layout=layout, mean=(0.3, 0.4, 0.5))
+    extractor = Extractor(config, size=64, root=tmp_path, device=torch.device("cpu"))
+    images = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=seeded())
+    spec = extractor.spec
+    assert dataclasses.replace(spec, channels=1, height=None, width=None) == FeatureSpec(
+        channels=1, backbone=name, layer="final", layout=layout, input_size=64, mean=(0.3, 0.4, 0.5)
+    )
+    backbone = Backbone(spec, weights="random:0")
+    expected = backbone(backbone.preprocess([Image.fromarray(image) for image in images.numpy()]))
+    expected = normalise(expected, spec, layout=layout)
+    torch.testing.assert_close(extractor(images), expected, rtol=1e-5, atol=1e-5)
+    pooled = Extractor(dataclasses.replace(config, pooled=True), size=64, root=tmp_path, device=torch.device("cpu"))
+    torch.testing.assert_close(pooled(images), expected.mean(dim=(2, 3), keepdim=True), rtol=1e-5, atol=1e-5)
+    given = normalise(expected.mean(dim=(2, 3)), pooled.spec)
+    torch.testing.assert_close(given, pooled(images), rtol=1e-5, atol=1e-5)
+    assert pooled.identity() != extractor.identity()
+
+
+@pytest.mark.parametrize("kept", [Cache.MEMORY, Cache.DISK])
+def test_kept_inputs_are_the_computed_ones(pictures, make_model, tiny_config, tmp_path, kept):
+    data = ImageFolder(pictures, size=64, crop=Crop.CENTER)
+    config = DataConfig(source="pictures", size=64, crop=Crop.CENTER)
+    backbone = BackboneConfig(name="featinv_convnext", weights="random:0")
+    results = []
+    for cache in (Cache.NONE, kept, kept):
+        inputs = Inputs(
+            data,
+            dataclasses.replace(config, cache=cache),
+            make_model(tiny_config).autoencoder,
+            image_size=16,
+            extractor=Extractor(backbone, size=64, root=tmp_path, device=torch.device("cpu")),
+            folder=tmp_path,
+            progress=False,
+        )
+        loaded = inputs.load(np.array([4, 0, 6]))
+        results.append((inputs.latents(loaded, seeded(1)), inputs.features(loaded), inputs.largest_feature()))
+    for latents, features, largest in results[1:]:
+        torch.testing.assert_close(latents, results[0][0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(features, results[0][1], rtol=1e-4, atol=1e-5)
+        assert largest == pytest.approx(results[0][2], rel=1e-5)
+    assert results[0][0].shape == (3, 4, 8, 8)
+    assert len(list(tmp_path.iterdir())) == (kept is Cache.DISK)
+
+
+def test_random_crops_cannot_be_kept(pictures, make_model, tiny_config, tmp_path):
+    with pytest.raises(ConfigError, match="nothing to keep"):
+        Inputs(
+            ImageFolder(pictures, size=16),
+            DataConfig(source="pictures", size=16, cache=Cache.MEMORY),
+            make_model(tiny_config).autoencoder,
+            image_size=16,
+            extractor=None,
+            folder=tmp_path,
+            progress=False,
+        )
+
+
+def test_the_terms_of_the_autoencoder(pictures, make_model, tiny_config, tmp_path):
+    data = ImageFolder(pictures, size=64, crop=Crop.CENTER)
+    wanted = AutoencoderRecipe(
+        recipe="autoencoder",
+        folder="x",
+        out="x.safetensors",
+        data=DataConfig(source="x"),
+        training=TrainingConfig(steps=1),
+        model=tiny_config.autoencoder,
+        absolute_weight=2.0,
+        square_weight=3.0,
+        kl_weight=0.5,
+        perceptual_weight=7.0,
+    )
+    backbone = BackboneConfig(name="featinv_convnext", weights="random:0")
+    perceptual = Perceptual(backbone, (0, 2), size=64, root=tmp_path, device=torch.device("cpu"))
+    autoencoder = make_model(tiny_config).autoencoder.requires_grad_()
+    objective = AutoencoderObjective(autoencoder, wanted, data, 64, perceptual)
+    terms = objective(objective.load(np.arange(3)), seeded(), None)
+    weighted = 2 * terms["absolute"] + 3 * terms["square"] + 0.5 * terms["kl"] + 7 * terms["perceptual"]
+    torch.testing.assert_close(terms["loss"], weighted)
+    assert all(value > 0 for value in terms.values())
+    image = torch.rand(2, 3, 64, 64, generator=seeded()) * 2 - 1
+    assert perceptual(image, image) == 0
+    shifted = image.roll(3, dims=3).requires_grad_()
+    perceptual(shifted, image).backward()
+    assert shifted.grad.abs().max() > 0
+    latents = objective.autoencoder.encoder(torch.zeros(1, 3, 64, 64))[0]
+    assert latents.shape == (1, 4, 32, 32)
+    scale = objective.measured_scale()
+    autoencoder.decoder.latent_scale = scale
+    images = objective.load(np.arange(5))["images"]
+    encoded = autoencoder.encode(images.permute(0, 3, 1, 2) / 127.5 - 1, seeded())
+    assert encoded.std().item() == pytest.approx(1.0, abs=0.02)
