@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = ExportOptions(**{name: value for name, value in parsed.items() if value is not None})
         engine = _export(options)
     except KeyboardInterrupt:
-        print("interrupted: no engine was written", file=sys.stderr)
+        print("featinv-export: interrupted, no engine was installed", file=sys.stderr)
         return INTERRUPTED
     except FeatInvError as error:
         print(f"featinv-export: {error}", file=sys.stderr)

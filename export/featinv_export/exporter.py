@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import importlib
 import importlib.metadata
-import importlib.util
 import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -139,13 +139,20 @@ class _Steps:
 
 
 def _require_onnx() -> None:
-    missing = [name for name in ("onnx", "onnx_ir", "onnxscript") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingPackageError(
-            "writing ONNX graphs needs packages that are not installed",
-            given=", ".join(missing),
-            remedy="pip install 'featinv-fast[export]', or export without --onnx",
-        )
+    """Import what writes ONNX graphs, before any other work.
+
+    Raises:
+        MissingPackageError: a package is not installed.
+    """
+    for name in ("onnx", "onnxscript"):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise MissingPackageError(
+                f"writing ONNX graphs needs the package {name}",
+                given=error,
+                remedy="pip install 'featinv-fast[export]', or export without --onnx",
+            ) from error
 
 
 def _write_graphs(

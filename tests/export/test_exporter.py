@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import hashlib
 import importlib.metadata
@@ -191,6 +192,15 @@ def test_an_untrained_controlnet_exports(tiny, checkpoint_file, tmp_path: Path):
     engine = export(ExportOptions(checkpoint=checkpoint_file(tensors=tensors), out=tmp_path / "engine"))
     (info,) = (i for i in open_engine(engine).manifest.parity if i.graph == "condition_encoder" and i.batch == 1)
     assert info.relative == info.max_abs == 0.0
+
+
+def test_a_unet_with_a_guidance_embedding_exports(tiny, make_model, checkpoint_file, tmp_path: Path):
+    config = dataclasses.replace(tiny.config, guidance_embedding_channels=8)
+    path = checkpoint_file(config=config, tensors=make_model(config).state_dict())
+    engine = open_engine(export(ExportOptions(checkpoint=path, out=tmp_path / "engine")))
+    assert engine.graph_specs()["time_embedding"].input_names == ("timesteps", "guidance")
+    assert len(engine.manifest.parity) == 10
+    assert {info.status for info in engine.manifest.parity} == {ParityStatus.PASSED}
 
 
 def test_progress_counts_to_the_end(checkpoint_file, tmp_path: Path):
