@@ -45,6 +45,8 @@ def finite(name: str, value: Any) -> float:
         if isinstance(value, bool | str | bytes):
             raise TypeError
         number = float(value)
+    except OverflowError:  # an integer beyond every float
+        number = math.inf
     except (TypeError, ValueError):
         raise ArgumentTypeError(f"{name} is not a number", given=repr(value), expected="a finite number") from None
     if not math.isfinite(number):

@@ -131,6 +131,9 @@ class Inversion:
 
         Returns:
             The paths of the images.
+
+        Raises:
+            ArgumentError: there are no images, or another number of names than of rows.
         """
         names = [f"{row:06d}" for row in range(len(self))] if names is None else names
         paths = self.save_images(folder, names)
@@ -139,11 +142,18 @@ class Inversion:
         return paths
 
     def save_images(self, folder: str | os.PathLike[str], names: Sequence[str]) -> list[Path]:
-        """Write a PNG for each row with a result; see `save`."""
+        """Write a PNG for each row with a result; see `save`.
+
+        Raises:
+            ArgumentError: there are no images, or another number of names than of rows.
+        """
+        if len(names) != len(self):
+            raise ArgumentError("the number of names is not the number of rows", given=len(names), expected=len(self))
+        images = self.to_pil()
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         paths = []
-        for name, image in zip(names, self.to_pil(), strict=True):
+        for name, image in zip(names, images, strict=True):
             if image is not None:
                 paths.append(folder / f"{name}.png")
                 image.save(paths[-1])

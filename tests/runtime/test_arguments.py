@@ -1,0 +1,151 @@
+"""Arguments of `invert` outside their range, and how defaults are found."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featinv_fast import Runtime
+from featinv_fast.arguments import LARGEST_SEED, USUAL_STEPS, count, finite, seeds, step_table
+from featinv_fast.config import SamplingConfig
+from featinv_fast.engine import open_engine
+from featinv_fast.errors import ArgumentError, ArgumentTypeError
+from featinv_fast.samplers import SAMPLERS
+
+
+@pytest.mark.parametrize(
+    ("options", "allowed"),
+    [
+        ({"steps": 0}, "1 to 1000"),
+        ({"steps": -3}, "1 to 1000"),
+        ({"steps": 1001}, "1 to 1000"),
+        ({"steps": 51, "sampler": "lcm"}, "1 to 50"),
+        ({"sampler": "euler"}, "ddim"),
+        ({"sampler": ["ddim"]}, "lcm"),
+        ({"guidance_scale": math.nan}, "finite"),
+        ({"guidance_scale": -math.inf}, "finite"),
+        ({"strength": math.inf}, "finite"),
+        ({"eta": 1.5}, "0 to 1"),
+        ({"eta": -0.1}, "0 to 1"),
+        ({"eta": math.nan}, "0 to 1"),
+        ({"eta": 0.5, "sampler": "lcm"}, "eta=0.0"),
+        ({"samples": 0}, "at least 1"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"seed": -1}, r"0 to 2\*\*63"),
+        ({"seed": 2**63}, r"0 to 2\*\*63"),
+        ({"seed": LARGEST_SEED}, r"0 to 2\*\*63"),  # the second row's would be beyond
+        ({"seed": [1, 2, 3]}, "2, or one"),
+        ({"seed": []}, "2, or one"),
+        ({"output_type": "png"}, "latent"),
+        ({"errors": "ignore"}, "return"),
+        ({"layout": "chw"}, "nchw"),
+        ({"latents": np.zeros((1, 4, 8, 8), np.float32)}, r"\[2, 4, 8, 8\]"),
+        ({"latents": np.full((2, 4, 8, 8), np.nan, np.float32)}, "finite"),
+    ],
+)
+def test_a11_a_value_out_of_range_names_the_range(own_runtime, watch, tiny_maps, options, allowed):
+    calls = []
+    watch(own_runtime, lambda graph, _: calls.append(graph))
+    with pytest.raises(ArgumentError, match=f"expected: .*{allowed}") as caught:
+        own_runtime.invert(tiny_maps[:2], **options)
+    assert isinstance(caught.value, ValueError)
+    assert caught.value.given is not None
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"steps": 2.0},
+        {"steps": True},
+        {"steps": "10"},
+        {"samples": 1.5},
+        {"batch_size": "8"},
+        {"seed": 1.0},
+        {"seed": [1, None]},
+        {"seed": "12"},
+        {"guidance_scale": "1.75"},
+        {"guidance_scale": True},
+        {"strength": None},
+        {"strength": [1.0, 2.0]},
+        {"eta": "0"},
+        {"latents": "noise"},
+    ],
+)
+def test_a11_a_value_of_another_type_is_refused(runtimes, tiny_maps, options):
+    with pytest.raises(ArgumentTypeError) as caught:
+        runtimes["torch"].invert(tiny_maps[:2], **options)
+    assert isinstance(caught.value, TypeError)
+    assert caught.value.expected
+
+
+@pytest.mark.parametrize("options", [{"precision": "int8"}, {"device": "gpu"}, {"backend": "tflite"}, {"threads": 0}])
+def test_a11_of_the_runtime_itself(tiny_engine, options):
+    with pytest.raises(ArgumentError, match="expected: "):
+        Runtime(tiny_engine, **options)
+
+
+@given(value=st.floats() | st.integers() | st.just(10**400))
+def test_a11_every_number_is_taken_as_it_is_or_refused(value):
+    if abs(value) <= sys.float_info.max:  # false for NaN
+        assert finite("strength", value) == float(value)
+    else:
+        with pytest.raises(ArgumentError):
+            finite("strength", value)
+
+
+@given(first=st.integers(-(2**70), 2**70), rows=st.integers(0, 5))
+def test_a11_seeds_are_consecutive_and_in_range_or_refused(first, rows):
+    if rows and not 0 <= first <= first + rows - 1 <= LARGEST_SEED:
+        with pytest.raises(ArgumentError):
+            seeds(first, rows)
+    else:
+        assert seeds(first, rows) == tuple(range(first, first + rows))
+
+
+@settings(max_examples=50)
+@given(value=st.integers(-(2**70), 2**70))
+def test_a11_a_count_is_a_positive_integer(value):
+    if value >= 1:
+        assert count("samples", value) == value
+    else:
+        with pytest.raises(ArgumentError):
+            count("samples", value)
+
+
+@pytest.mark.parametrize("number", [np.int64(3), np.uint8(3), torch.tensor(3)])
+def test_integers_of_numpy_and_torch_are_integers(number):
+    assert count("samples", number) == 3
+    assert seeds(number, 2) == (3, 4)
+
+
+def test_every_sampler_has_a_usual_number_of_steps():
+    assert set(USUAL_STEPS) == set(SAMPLERS)
+
+
+def test_unnamed_settings_are_the_engines_own(tiny_engine, restage, tmp_path, tiny_maps):
+    sampling = SamplingConfig(sampler="dpm++2m", steps=2, guidance_scale=3.0)
+    engine = restage(tiny_engine, tmp_path / "other.engine", sampling=sampling)
+    runtime = Runtime(engine, backend="torch")
+    flags = runtime.invert(tiny_maps[:1], output_type="latent").flags
+    assert (flags.sampler, flags.steps, flags.guidance_scale) == ("dpm++2m", 2, 3.0)
+    named = runtime.invert(tiny_maps[:1], sampler="dpm++2m", steps=2, guidance_scale=3.0)
+    assert np.array_equal(named.latents, runtime.invert(tiny_maps[:1]).latents)
+    flags = runtime.invert(tiny_maps[:1], steps=5, guidance_scale=0.5, output_type="latent").flags
+    assert (flags.sampler, flags.steps, flags.guidance_scale) == ("dpm++2m", 5, 0.5)
+    assert dataclasses.replace(open_engine(engine).manifest.sampling) == sampling
+
+
+def test_another_sampler_takes_its_usual_steps_not_the_engines():
+    defaults = SamplingConfig(sampler="ddim", steps=50)
+    assert len(step_table(defaults, None, None, 0.0)[1]) == 50
+    assert len(step_table(defaults, "lcm", None, 0.0)[1]) == 4
+    assert len(step_table(defaults, "dpm++2m", None, 0.0)[1]) == 20
+    assert len(step_table(defaults, "lcm", 7, 0.0)[1]) == 7
