@@ -7,6 +7,7 @@ of the same architecture fits it, and no weight is held in memory. Initializers 
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import warnings
 from collections.abc import Mapping
 
@@ -141,6 +142,7 @@ def _describe(model: ir.Model, spec: GraphSpec) -> None:
     output.shape = ir.Shape(spec.output.shape)
     model.graph.name = spec.name
     model.producer_name = "featinv-fast"
+    model.producer_version = importlib.metadata.version("featinv-fast")
     model.doc_string = None
     model.metadata_props.clear()
     counts: dict[str, int] = {}

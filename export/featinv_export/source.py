@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,11 +18,14 @@ from featinv_fast.engine import PromptInfo, SourceInfo
 from featinv_fast.engine.files import hash_files
 from featinv_fast.errors import ArgumentError, TextError
 from featinv_fast.features import known_spec
+from featinv_fast.features.backbones import FINAL
 from featinv_fast.models import FeatInv
 from featinv_fast.text import EMPTY_PROMPT, OFFICIAL_PROMPT, encode_prompt
 
 # Few enough steps for a latent consistency model to be worth its name (arXiv 2310.04378, sec. 5).
 LCM_STEPS = 4
+# Fields of a feature spec that options may state where the checkpoint does not.
+COMPLETED = ("channels", "height", "width", "backbone", "layer", "input_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,31 +81,32 @@ def feature_spec(stated: FeatureSpec, options: ExportOptions) -> FeatureSpec:
                 expected="the backbone's name as well, which the checkpoint does not state",
                 remedy="pass --backbone NAME",
             )
-        named = [options.layer, stated.layer]
-        known = known_spec(backbone, *[layer for layer in named if layer is not None][:1])
-        spec = _merged(stated, known, ("backbone", "layer", "channels", "height", "width", "input_size"))
+        known = known_spec(backbone, options.layer or stated.layer or FINAL)
+        if stated.backbone is None:
+            spec = dataclasses.replace(spec, layout=known.layout)
+        spec = _completed(spec, known)
     if options.feature_size is not None:
         height, width = options.feature_size
-        spec = _merged(spec, dataclasses.replace(spec, height=height, width=width), ("height", "width"))
+        spec = _completed(spec, dataclasses.replace(spec, height=height, width=width))
     return spec
 
 
-def _merged(stated: FeatureSpec, added: FeatureSpec, fields: tuple[str, ...]) -> FeatureSpec:
-    """`added`, with those `fields` of `stated` that it leaves open.
+def _completed(stated: FeatureSpec, added: FeatureSpec) -> FeatureSpec:
+    """`stated` with what it leaves open taken from `added`.
 
     Raises:
         ArgumentError: the two contradict one another.
     """
-    known: dict[str, Any] = {f: value for f in fields if (value := getattr(stated, f)) is not None}
-    differing = [f for f, value in known.items() if getattr(added, f) not in (None, value)]
+    pairs = {name: (getattr(stated, name), getattr(added, name)) for name in COMPLETED}
+    differing = [name for name, (old, new) in pairs.items() if None not in (old, new) and old != new]
     if differing:
         raise ArgumentError(
             "the options contradict the checkpoint",
-            given={f: getattr(added, f) for f in differing},
-            expected={f: known[f] for f in differing},
+            given={name: pairs[name][1] for name in differing},
+            expected={name: pairs[name][0] for name in differing},
             remedy="leave out --backbone, --layer or --feature-size, or export the checkpoint that belongs to them",
         )
-    return dataclasses.replace(added, **known, absolute_max=stated.absolute_max)
+    return dataclasses.replace(stated, **{name: new for name, (old, new) in pairs.items() if old is None})
 
 
 def sampling_config(stated: SamplingConfig, options: ExportOptions) -> SamplingConfig:
@@ -112,7 +115,8 @@ def sampling_config(stated: SamplingConfig, options: ExportOptions) -> SamplingC
     Raises:
         ArgumentError: no such sampler, or one that cannot take so many steps.
     """
-    config = SamplingConfig(
+    config = dataclasses.replace(
+        stated,
         sampler=stated.sampler if options.sampler is None else options.sampler,
         steps=stated.steps if options.steps is None else options.steps,
         guidance_scale=stated.guidance_scale if options.guidance_scale is None else options.guidance_scale,

@@ -56,13 +56,15 @@ def translations() -> dict[Any, Callable]:
         query: Any,
         key: Any,
         value: Any,
-        attn_mask: Any = None,  # noqa: ARG001
-        dropout_p: float = 0.0,  # noqa: ARG001
-        is_causal: bool = False,  # noqa: ARG001
-        scale: float | None = None,  # noqa: ARG001
-        enable_gqa: bool = False,  # noqa: ARG001
+        attn_mask: Any = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
     ) -> Any:
-        """softmax(q k^T / sqrt(d)) v with logits and softmax in fp32, the scale on the smaller operand."""
+        """softmax(q k^T / sqrt(d)) v with the softmax in fp32 at least, the scale on the smaller operand."""
+        unused = (attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        assert unused == (None, 0.0, False, None, False), "our networks use none of these"
         dtype = query.dtype
         factor = op.Constant(value=ir.tensor(np.asarray(int(query.shape[-1]) ** -0.5, dtype.numpy())))
         logits = op.MatMul(op.Mul(query, factor), op.Transpose(key, perm=[0, 1, 3, 2]))

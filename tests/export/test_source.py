@@ -82,6 +82,13 @@ def test_a_known_backbone_completes_the_feature_spec():
     assert spec.absolute_max == 9.0
 
 
+def test_what_the_checkpoint_states_is_kept():
+    backbone = "convnext_base.fb_in22k_ft_in1k"
+    stated = FeatureSpec(channels=1024, backbone=backbone, input_size=288, mean=(0.5, 0.5, 0.5), height=9)
+    spec = source.feature_spec(stated, options(backbone="convnext_base"))
+    assert spec == dataclasses.replace(stated, width=9, layer="final")
+
+
 def test_a_layer_of_a_known_backbone():
     spec = source.feature_spec(FeatureSpec(channels=256), options(backbone="convnext_base", layer="1"))
     assert (spec.layer, spec.height, spec.width) == ("1", 36, 36)
