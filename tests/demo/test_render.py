@@ -36,7 +36,7 @@ def test_pixels_never_change():
     for style in Style:
         digest.update(render(draw_scenes([0, 1, 2, 77, 12345]), style=style).tobytes())
     digest.update(render(draw_scenes([5], split="test", seed=9), size=48).tobytes())
-    assert digest.hexdigest()[:16] == "48a72e00e2b577e0"
+    assert digest.hexdigest()[:16] == "12d822089302176d"
 
 
 @pytest.mark.parametrize("style", Style)
@@ -87,23 +87,27 @@ def test_masks_lie_where_the_description_says(scenes, masks):
 
 
 def test_the_mask_has_the_shape_of_the_label(scenes, masks):
-    # The share of its smallest circle about the centre that a shape fills tells most shapes apart.
+    # The share of its smallest circle about the centre that a shape fills tells most shapes apart ...
     places = (np.arange(64) + 0.5) / 64
-    distance = np.hypot(
-        places - scenes.position[:, 0, 0, None, None], places[:, None] - scenes.position[:, 0, 1, None, None]
-    )
-    reach = np.where(masks[:, 0], distance, 0).max(axis=(1, 2)) * 64
-    fill = masks[:, 0].sum(axis=(1, 2)) / (np.pi * reach**2)
+    x, y = scenes.position[:, 0, :, None, None].swapaxes(0, 1)
+    place = (places - x) + 1j * (places[:, None] - y)  # [B, 64, 64]
+    reach = np.where(masks[:, 0], np.abs(place), 0).max(axis=(1, 2))
+    fill = masks[:, 0].sum(axis=(1, 2)) / (np.pi * (64 * reach) ** 2)
     by_shape = {name: fill[scenes.shape[:, 0] == code] for code, name in enumerate(SHAPES)}
     assert by_shape["disc"].min() > 0.93
     for name, low, high in (
         ("square", 0.66, 0.80),
         ("heart", 0.60, 0.80),
         ("triangle", 0.40, 0.54),
-        ("star", 0.38, 0.54),
+        ("star", 0.44, 0.60),
     ):
         assert low < by_shape[name].min(), name
         assert high > by_shape[name].max(), name
+    # ... and whether it has three corners or five tells triangles from stars.
+    unit = np.where(masks[:, 0], place / reach[:, None, None], 0)
+    folds = {count: np.abs((unit**count).sum(axis=(1, 2))) for count in (3, 5)}
+    assert (folds[3] > folds[5])[scenes.shape[:, 0] == SHAPES.index("triangle")].all()
+    assert (folds[5] > folds[3])[scenes.shape[:, 0] == SHAPES.index("star")].all()
 
 
 def test_the_colour_inside_the_mask_is_the_colour_of_the_label(scenes, images, masks):

@@ -16,7 +16,7 @@ _SQRT_HALF = 0.7071067811865476
 _COS36, _SIN36 = 0.8090169943749475, 0.5877852522924731
 
 _LOBE = 0.64
-_STAR_TIP, _STAR_NOTCH = 1.3, 0.62
+_STAR_TIP, _STAR_NOTCH = 1.3, 0.7
 # The edge from a tip (0, 1.3) to the notch beside it, and its outward normal.
 _EDGE_U, _EDGE_V = _STAR_NOTCH * _SIN36, _STAR_NOTCH * _COS36 - _STAR_TIP
 _EDGE = math.sqrt(_EDGE_U * _EDGE_U + _EDGE_V * _EDGE_V)
@@ -40,7 +40,7 @@ def triangle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Five points, the tips at 1.3, the notches at 0.62."""
+    """Five points, the tips at 1.3, the notches at 0.7."""
     # Mirror the plane into the tenth between a tip (straight up) and the notch beside it.
     u = np.abs(u)
     across = np.maximum(u * _COS36 - v * _SIN36, 0.0) * 2.0
