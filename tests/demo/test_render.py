@@ -1,4 +1,5 @@
 import colorsys
+import dataclasses
 import hashlib
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def test_pixels_never_change():
     for style in Style:
         digest.update(render(draw_scenes([0, 1, 2, 77, 12345]), style=style).tobytes())
     digest.update(render(draw_scenes([5], split="test", seed=9), size=48).tobytes())
-    assert digest.hexdigest()[:16] == "12d822089302176d"
+    assert digest.hexdigest()[:16] == "2e8925be1d60227e"
 
 
 @pytest.mark.parametrize("style", Style)
@@ -155,6 +156,14 @@ def test_every_background_looks_its_own_way(scenes, images):
     roughness = {name: step[scenes.background == code].mean() for code, name in enumerate(BACKGROUNDS)}
     assert max(roughness["gradient"], roughness["glow"], roughness["horizon"]) < roughness["waves"]
     assert len(roughness) == len(BACKGROUNDS)
+
+
+def test_haze_takes_contrast_away(scenes):
+    thick = dataclasses.replace(scenes[:40], haze=np.full(40, 0.4))
+    clear = dataclasses.replace(scenes[:40], haze=np.zeros(40))
+    contrast = [render(each, size=64).astype(float).std(axis=(1, 2)) for each in (thick, clear)]  # [40, 3]
+    np.testing.assert_allclose(contrast[0] / contrast[1], 0.6, atol=0.1)
+    assert 0.3 < (scenes.haze > 0).mean() < 0.5
 
 
 def test_negatives_are_the_inverted_images(scenes, images):

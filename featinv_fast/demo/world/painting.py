@@ -92,9 +92,11 @@ def _put_object(canvas: np.ndarray, scenes: Scenes, slot: int, objects: Surface)
 
 
 def _expose(canvas: np.ndarray, scenes: Scenes, size: int) -> None:
-    """Exposure, warmth and grain."""
+    """Haze, exposure, warmth and grain."""
     grain = pixel_bytes(scenes.key, size * size).reshape(len(scenes), size, size, 4)
     amplitude = scenes.grain / 127.5
+    mist = scenes.ground[:, 1] * scenes.haze[:, None] * scenes.gain
+    clear = (1.0 - scenes.haze)[:, None] * scenes.gain
     for c in range(3):
-        canvas[c] *= plane(scenes.gain[:, c])
-        canvas[c] += grain[..., c] * plane(amplitude) - plane(scenes.grain)
+        canvas[c] *= plane(clear[:, c])
+        canvas[c] += grain[..., c] * plane(amplitude) + plane(mist[:, c] - scenes.grain)

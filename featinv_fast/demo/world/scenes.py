@@ -45,6 +45,7 @@ class Scenes:
         direction: float64 [B, 2], the background's axis.
         layout: float64 [B, 3], the background's own free parameters in [0, 1).
         light: float64 [B, 3], unit vector to the light; z points at the viewer.
+        haze: float64 [B], share of the light that mist replaces by the ground's lighter colour; 0 in most scenes.
         gain: float64 [B, 3], exposure and warmth as one factor for each channel.
         grain: float64 [B], amplitude of the noise.
     """
@@ -64,6 +65,7 @@ class Scenes:
     direction: np.ndarray
     layout: np.ndarray
     light: np.ndarray
+    haze: np.ndarray
     gain: np.ndarray
     grain: np.ndarray
 
@@ -147,6 +149,7 @@ def draw_scenes(indices: np.ndarray | Sequence[int], *, split: Split | str = Spl
         direction=direction,
         layout=layout,
         light=light,
+        haze=np.maximum(draws.uniform(-0.6, 0.4), 0.0),
         gain=gain,
         grain=draws.uniform(0.01, 0.03),
     )
