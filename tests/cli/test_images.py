@@ -1,0 +1,145 @@
+"""`featinv invert --images`: a backbone with random weights computes the features of a folder of pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from featinv_fast import Runtime
+from featinv_fast.config import FeatureSpec
+from featinv_fast.engine import open_engine
+from featinv_fast.features import Backbone
+
+BACKBONE = "convnext_atto"
+WEIGHTS = "random:0"
+
+
+@pytest.fixture(scope="module")
+def engine(make_engine, tiny_config) -> Path:
+    """An engine that was trained on the smallest ConvNeXt's final map: 64 pixels in, [320, 2, 2] out."""
+    metadata = {
+        "backbone": BACKBONE,
+        "layer": "final",
+        "layout": "nchw",
+        "feature_shape": "320x2x2",
+        "input_size": "64",
+        "steps": "1",
+    }
+    return make_engine(dataclasses.replace(tiny_config, feature_channels=320), metadata)
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """Three pictures, one of them in a folder, and what is none."""
+    folder = tmp_path / "pictures"
+    (folder / "cats").mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for name, size in (("10.png", (80, 70)), ("9.jpg", (64, 64)), ("cats/1.png", (50, 90))):
+        pixels = generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+@pytest.fixture
+def arguments(engine, pictures, tmp_path) -> tuple[object, ...]:
+    out = tmp_path / "out"
+    weights = ("--backbone-weights", WEIGHTS, "--threads", 1)
+    return ("invert", "--engine", engine, "--images", pictures, "--out", out, "--quiet", "--json", *weights)
+
+
+def test_c8_a_folder_of_pictures_without_a_network(featinv, arguments, engine, pictures, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    answer = featinv(*arguments, "--seed", 4)
+    assert answer.code == 0
+    names = ["9.jpg", "10.png", "cats__1.png"]  # in natural order
+    assert [item["name"] for item in answer.json["items"]] == names
+    assert [item["seed"] for item in answer.json["items"]] == [4, 5, 6]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == sorted(f"{name}.png" for name in names)
+
+    spec = open_engine(engine).manifest.features
+    assert spec == FeatureSpec(backbone=BACKBONE, layer="final", input_size=64, channels=320, height=2, width=2)
+    (maps,) = Backbone(spec, weights=WEIGHTS).extract(
+        [pictures / "9.jpg", pictures / "10.png", pictures / "cats/1.png"]
+    )
+    expected = Runtime(engine, threads=1).invert(maps, seed=4).images
+    for name, image in zip(names, expected, strict=True):
+        written = np.asarray(Image.open(tmp_path / "out" / f"{name}.png"))
+        assert np.abs(written.astype(int) - image).max() <= 1
+
+
+def test_one_picture(featinv, arguments, pictures):
+    answer = featinv(*arguments, "--images", pictures / "9.jpg")
+    assert answer.code == 0
+    assert [item["name"] for item in answer.json["items"]] == ["9.jpg"]
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_a_broken_picture_costs_only_itself(featinv, arguments, pictures, tmp_path, samples):
+    whole = featinv(*arguments, "--samples", samples)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.png")}
+    content = (pictures / "10.png").read_bytes()
+    (pictures / "10.png").write_bytes(content[: len(content) // 2])
+    broken = featinv(*arguments, "--samples", samples, "--out", tmp_path / "again")
+    assert (whole.code, broken.code) == (0, 3)
+    assert "10.png" in broken.err
+    items = broken.json["items"]
+    assert [bool(item["error"]) for item in items] == [item["name"].startswith("10.png") for item in items]
+    assert [(item["name"], item["seed"]) for item in items] == [
+        (item["name"], item["seed"]) for item in whole.json["items"]
+    ]
+    after = {path.name: path for path in (tmp_path / "again").glob("*.png")}
+    assert set(after) == {name for name in before if not name.startswith("10.png")}
+    for name, path in after.items():
+        pixels = np.asarray(Image.open(path)).astype(int)
+        assert np.abs(pixels - np.asarray(Image.open(tmp_path / "out" / name))).max() <= 1
+
+
+def test_nothing_but_broken_pictures_is_a_failure(featinv, arguments, pictures):
+    for name in ("9.jpg", "10.png", "cats/1.png"):
+        (pictures / name).write_bytes(b"no picture")
+    answer = featinv(*arguments)
+    assert answer.code == 1
+    assert len(answer.json["items"]) == 3
+    assert all("cannot be read" in item["error"] for item in answer.json["items"])
+
+
+def test_two_pictures_of_one_name_are_refused_before_the_work(featinv, arguments, pictures, tmp_path):
+    (pictures / "cats__1.png").write_bytes((pictures / "cats" / "1.png").read_bytes())
+    answer = featinv(*arguments)
+    assert answer.code == 2
+    assert str(Path("cats", "1.png")) in answer.err
+    assert "cats__1.png" in answer.err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        (("--backbone", "resnet50"), "convnext_atto"),
+        (("--layer", "2"), "layer final"),
+        (("--images", "missing"), "no such folder"),
+        (("--backbone-weights", "random:x"), "random:0"),
+    ],
+)
+def test_contradictions_are_wrong_usage(featinv, arguments, extra, says):
+    answer = featinv(*arguments, *extra)
+    assert (answer.code, answer.out) == (2, "")
+    assert says in answer.err
+
+
+def test_an_engine_that_does_not_say_where_its_features_come_from(featinv, arguments, tiny_engine):
+    answer = featinv(*arguments, "--engine", tiny_engine)
+    assert answer.code == 2
+    assert "--backbone convnext_base" in answer.err
+    answer = featinv(*arguments, "--engine", tiny_engine, "--backbone", "alexnet")
+    assert answer.code == 2
+    assert "swinv2_base" in answer.err
