@@ -81,9 +81,9 @@ def _put_object(canvas: np.ndarray, scenes: Scenes, slot: int, objects: Surface)
 
     share = second_tone_share(scenes, slot, objects)
     coverage = objects.coverage
-    paint = scenes.paint[rows, slot]  # [n, 2, 3]
+    tones = scenes.paint[rows, slot]  # [n, 2, 3]
     for c in range(3):
-        colour = plane(paint[:, 0, c]) + plane(paint[:, 1, c] - paint[:, 0, c]) * share
+        colour = plane(tones[:, 0, c]) + plane(tones[:, 1, c] - tones[:, 0, c]) * share
         colour *= shade
         colour += shine
         colour -= canvas[c, rows]
