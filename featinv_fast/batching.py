@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -33,10 +34,12 @@ class Executor:
 
     Raises:
         BackendUnavailableError: the engine cannot be loaded as `request` and `backend` ask.
+        OutOfMemoryError: it does not fit into memory.
     """
 
     def __init__(self, request: Request, backend: str) -> None:
-        self.session = load(request, backend)
+        with _exhaustion_explained("the engine does not fit into memory", request.device):
+            self.session = load(request, backend)
         self.fitting_batch = request.engine.manifest.max_batch
         self._request = request
         self.lock = threading.RLock()
@@ -78,7 +81,8 @@ class Executor:
         overflowed = self._compute(rows, size, self.session, begin)
         if overflowed and self.session.precision is not Precision.FP32:
             logger.warning("%d rows overflowed in %s: again in fp32", len(overflowed), self.session.precision)
-            session = load(dataclasses.replace(self._request, precision=Precision.FP32), "torch")
+            with _exhaustion_explained("the engine does not fit into memory once more in fp32", self.session.device):
+                session = load(dataclasses.replace(self._request, precision=Precision.FP32), "torch")
             overflowed = self._compute(overflowed, size, session, begin)
         return {
             row: NumericalError(
@@ -95,7 +99,8 @@ class Executor:
     ) -> list[int]:
         if not rows:
             return []
-        compute = begin(session)
+        with _exhaustion_explained("a graph of the engine does not fit into memory", session.device):
+            compute = begin(session)
         overflowed: list[int] = []
         size = min(size, self.fitting_batch)
         fitting = run_in_batches(rows, size, session.device, lambda batch: overflowed.extend(compute(batch)))
@@ -128,12 +133,7 @@ def run_in_batches(rows: Sequence[int], size: int, device: torch.device, work: C
             if not is_out_of_memory(error):
                 raise
             if len(batch) == 1:
-                raise OutOfMemoryError(
-                    "not even one image fits into memory",
-                    given=f"{free_memory(device)}; the allocator said: {str(error).partition(chr(10))[0]}",
-                    expected="memory for the model and one image",
-                    remedy="free memory, use a half-precision engine, or another device",
-                ) from error
+                raise _explained("not even one image fits into memory", device, error) from error
         else:
             done += len(batch)
             continue
@@ -143,3 +143,23 @@ def run_in_batches(rows: Sequence[int], size: int, device: torch.device, work: C
         if device.type == "cuda":
             torch.cuda.empty_cache()
     return size
+
+
+@contextlib.contextmanager
+def _exhaustion_explained(problem: str, device: torch.device) -> Iterator[None]:
+    """Turn what a library says of exhausted memory into our error."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _explained(problem, device, error) from error
+
+
+def _explained(problem: str, device: torch.device, error: Exception) -> OutOfMemoryError:
+    return OutOfMemoryError(
+        problem,
+        given=f"{free_memory(device)}; the allocator said: {str(error).partition(chr(10))[0]}",
+        expected="memory for the model and one image",
+        remedy="free memory, use a half-precision engine, or another device",
+    )

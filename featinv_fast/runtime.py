@@ -40,6 +40,7 @@ class Runtime:
     Raises:
         EngineNotFoundError, EngineIntegrityError, EngineFormatError: the engine cannot be opened.
         BackendUnavailableError: no backend, or not the one that was asked for, can run it here.
+        OutOfMemoryError: the engine does not fit into memory.
     """
 
     def __init__(

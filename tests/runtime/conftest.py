@@ -29,7 +29,7 @@ def runtime(request: pytest.FixtureRequest, runtimes: dict[str, Runtime]) -> Run
 @pytest.fixture
 def own_runtime(tiny_engine: Path) -> Runtime:
     """The tiny engine on torch, to do with as a test likes."""
-    return Runtime(tiny_engine, backend="torch")
+    return Runtime(tiny_engine, backend="torch", threads=1)
 
 
 class Watched(Session):

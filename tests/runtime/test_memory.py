@@ -132,6 +132,37 @@ def test_a8_the_single_graphs_split_too(limited, runtimes, tiny_maps, call):
     assert np.abs(np.asarray(result) - np.asarray(getattr(runtimes["torch"], call)(inputs))).max() <= 1
 
 
+def test_a8_an_engine_that_does_not_fit(tiny_engine, monkeypatch):
+    def exhausted(*_, **__):
+        raise ERRORS["torch"]
+
+    monkeypatch.setattr("featinv_fast.batching.load", exhausted)
+    with pytest.raises(OutOfMemoryError, match="the engine does not fit"):
+        Runtime(tiny_engine)
+
+
+def test_a8_no_memory_to_repair_an_overflow(tiny_engine, tiny_maps, monkeypatch):
+    """The rows that did not overflow are kept."""
+    runtime = Runtime(tiny_engine, backend="torch", precision="fp16")
+
+    def exhausted(*_, **__):
+        raise ERRORS["torch"]
+
+    monkeypatch.setattr("featinv_fast.batching.load", exhausted)
+    maps = tiny_maps[:3].clone()
+    maps[1] *= 1e5
+    with pytest.raises(OutOfMemoryError, match="once more in fp32") as caught:
+        runtime.invert(maps, errors="return")
+    assert caught.value.finished.ok.tolist() == [True, False, True]
+
+
+def test_a8_a_graph_that_does_not_fit(limited, tiny_maps):
+    runtime, _ = limited("time_embedding", 0)
+    with pytest.raises(OutOfMemoryError, match="a graph of the engine") as caught:
+        runtime.invert(tiny_maps)
+    assert not caught.value.finished.ok.any()
+
+
 def test_other_errors_of_a_device_are_not_taken_for_exhausted_memory(own_runtime, watch, tiny_maps):
     error = RuntimeError("CUDA error: an illegal memory access was encountered")
 

@@ -52,6 +52,24 @@ def test_every_output_type_holds_the_same_images(runtime, tiny_maps):
     assert np.array_equal(runtime.decode(results["latent"].latents, output_type="float"), images["float"])
 
 
+def test_tensors_are_the_callers_to_change(runtime, tiny_maps):
+    """torch forbids in-place changes of what was computed in inference mode."""
+    inversion = runtime.invert(tiny_maps[:1], output_type="torch")
+    tensors = (
+        inversion.images,
+        inversion.latents,
+        runtime.decode(inversion.latents, output_type="torch"),
+        runtime.encode_condition(tiny_maps[:1]),
+    )
+    for tensor in tensors:
+        assert not tensor.is_inference()
+        assert not tensor.mul_(0.0).any()
+    maps = tiny_maps[:1].numpy().copy()
+    inversion = runtime.invert(maps, output_type="latent")
+    inversion.images.fill(1.0)
+    assert np.array_equal(maps, tiny_maps[:1])
+
+
 def test_latents_are_not_decoded_where_they_are_asked_for(own_runtime, watch, tiny_maps):
     calls = []
     watch(own_runtime, lambda graph, _: calls.append(graph))
