@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from featinv_fast.commands.invert import _backbone_spec
+from featinv_fast.commands.invert import backbone_spec
 from featinv_fast.config import FeatureLayout
 from featinv_fast.errors import ArgumentError
 from featinv_fast.evaluate import (
@@ -135,7 +135,7 @@ def evaluate_folder(runtime: Runtime, options: EvaluateOptions) -> tuple[Report,
 
 
 def _backbone(runtime: Runtime, options: EvaluateOptions) -> Backbone:
-    spec = _backbone_spec(runtime.engine.manifest.features, options.backbone, options.layer)
+    spec = backbone_spec(runtime.engine.manifest.features, options.backbone, options.layer)
     if spec.layout is FeatureLayout.POOLED:
         # The map before pooling; an engine of pooled features does not record its size and layout.
         spec = dataclasses.replace(spec, layout=FeatureLayout.NCHW, height=None, width=None)

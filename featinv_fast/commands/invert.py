@@ -154,7 +154,7 @@ def _chunks(runtime: Runtime, options: InvertOptions) -> Iterator[Chunk]:
             part = maps[start : start + CHUNK]
             yield Chunk(names=[f"{row:06d}" for row in range(start, start + len(part))], maps=part, layout=layout)
     if options.images is not None:
-        spec = _backbone_spec(spec, options.backbone, options.layer)
+        spec = backbone_spec(spec, options.backbone, options.layer)
         paths = list_images(options.images)
         names = _names(options.images, paths)
         backbone = Backbone(spec, weights=options.backbone_weights, device=runtime.info["device"])
@@ -199,7 +199,7 @@ def _read_images(paths: list[Path], size: int) -> tuple[list[Image.Image], dict[
     return images, errors
 
 
-def _backbone_spec(engine: FeatureSpec, name: str | None, layer: str | None) -> FeatureSpec:
+def backbone_spec(engine: FeatureSpec, name: str | None, layer: str | None) -> FeatureSpec:
     """The backbone that the engine was trained on, or the one named where the engine does not say.
 
     Raises:

@@ -14,7 +14,7 @@ from featinv_fast.checkpoints import load
 from featinv_fast.checkpoints.architecture import TEXT_ENCODER, text_encoder_shapes
 from featinv_fast.checkpoints.ldm import LAYOUT
 from featinv_fast.checkpoints.recipe import Recipe
-from featinv_fast.commands.train import add_parser
+from featinv_fast.cli.train import add_parser
 from featinv_fast.config import SamplingConfig
 from featinv_fast.errors import ConfigError
 from featinv_fast.text import TRAINING_PROMPT, encode_prompt

@@ -11,21 +11,21 @@ from featinv_fast.errors import ConfigError
 DISTILL = "distill"
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add both commands to what `ArgumentParser.add_subparsers` returned."""
-    _add(subparsers.add_parser("train", help="train an autoencoder, backbone, base model or FeatInv by a recipe"))
-    parser = subparsers.add_parser(DISTILL, help="teach a FeatInv model to make few steps, by a recipe")
-    _add(parser)
+def add_parser(commands: Any) -> None:
+    """Add both subcommands to `commands`, what `ArgumentParser.add_subparsers` returns."""
+    _add(commands.add_parser("train", help="train an autoencoder, backbone, base model or FeatInv by a recipe"))
+    _add(commands.add_parser(DISTILL, help="teach a FeatInv model to make few steps, by a recipe"))
 
 
-def train(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Run the recipe of `options.config` and print the file it made; returns the exit code.
 
     Raises:
         ConfigError: a recipe of the other command.
         FeatInvError: see `featinv_fast.train.run`.
     """
-    from featinv_fast.train import read_recipe, run
+    from featinv_fast.train import read_recipe
+    from featinv_fast.train import run as train
 
     recipe = read_recipe(options.config, options.set)
     if (recipe.recipe == DISTILL) != (options.command == DISTILL):
@@ -35,12 +35,12 @@ def train(options: argparse.Namespace) -> int:
             given=f"recipe = '{recipe.recipe}'",
             expected=f"featinv {command} --config {options.config}",
         )
-    print(run(recipe, root=options.root, progress=not options.quiet))  # noqa: T201 - the command's result
+    print(train(recipe, root=options.root, progress=not options.quiet))
     return 0
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(run=train, command=parser.prog.rpartition(" ")[2])
+    parser.set_defaults(run=run, command=parser.prog.rpartition(" ")[2])
     parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="the recipe, a TOML file")
     parser.add_argument("--root", type=Path, default=Path(), help="what its relative paths start from; default: here")
     parser.add_argument(

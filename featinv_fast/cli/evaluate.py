@@ -1,0 +1,86 @@
+"""`featinv eval`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from featinv_fast.cli.shared import (
+    DONE,
+    FAILED,
+    PARTIAL,
+    add_backbone_options,
+    add_running_options,
+    open_runtime,
+)
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand to `commands`, what `ArgumentParser.add_subparsers` returns."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "eval", help="measure an engine's reconstructions of a folder of images"
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("--engine", required=True, type=Path, help="engine folder made by featinv-export")
+    parser.add_argument("--images", required=True, type=Path, help="folder of images")
+    parser.add_argument("--out", required=True, type=Path, help="folder for report.json, page.html and the pictures")
+    parser.add_argument(
+        "--settings",
+        nargs="+",
+        default=[""],
+        metavar="SAMPLER:STEPS:GUIDANCE",
+        help="what to compare, e.g. ddim:50:1.75 lcm:4 (default: the engine's own)",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="only N images, spread evenly over the folder")
+    parser.add_argument("--group-by-folder", action="store_true", help="a table row for each subfolder")
+    add_backbone_options(parser)
+    parser.add_argument("--checkpoint", type=Path, help="the engine's checkpoint: its autoencoder gives the ceiling")
+    parser.add_argument("--inception", type=Path, metavar="FILE", help="pt_inception-2015-12-05-6726825d.pth, for FID")
+    parser.add_argument("--seed", type=int, default=0, help="image k uses SEED + k; default 0")
+    parser.add_argument("--batch-size", type=int, default=32, help="images taken at once; default 32")
+    parser.add_argument("--pictures", type=int, default=8, help="images of each group on the pages; default 8")
+    running = add_running_options(parser)
+    running.add_argument("--no-plot", action="store_true", help="draw no curves; needs no matplotlib")
+    running.add_argument("--json", action="store_true", help="print the rows as JSON instead of tables")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Evaluate and print the tables or the rows."""
+    from featinv_fast.commands.evaluate import EvaluateOptions, evaluate_folder
+    from featinv_fast.evaluate import Setting, group_cells, markdown, summary_cells
+
+    evaluate_options = EvaluateOptions(
+        out=options.out,
+        images=options.images,
+        settings=tuple(Setting.parse(text) for text in options.settings),
+        limit=options.limit,
+        group_by_folder=options.group_by_folder,
+        backbone=options.backbone,
+        layer=options.layer,
+        backbone_weights=options.backbone_weights,
+        checkpoint=options.checkpoint,
+        inception=options.inception,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        pictures=options.pictures,
+        plot=not options.no_plot,
+        progress=not options.quiet,
+        force=options.force,
+    )
+    report, unreadable = evaluate_folder(open_runtime(options), evaluate_options)
+    for name, reason in unreadable.items():
+        print(f"featinv: {name}: {reason}", file=sys.stderr)
+    if options.json:
+        print(json.dumps(report.to_dict(), indent=2))
+    else:
+        print(markdown(summary_cells(report.rows)))
+        groups = group_cells(report.rows)
+        if len(groups) > 1:
+            print(f"\nmean cosine / top-1 match\n{markdown(groups)}")
+    rows = [row for row in report.rows if row.kind == "engine" and row.group is None]
+    if not any(row.n for row in rows):
+        return FAILED
+    return PARTIAL if unreadable or any(row.failed for row in rows) else DONE
