@@ -29,6 +29,11 @@ from featinv_fast.engine import open_engine, staging
 from featinv_fast.errors import EngineExistsError, EngineLockedError
 from featinv_fast.models import FeatInv
 
+# Workers of xdist share the cores: threads beyond them would spin against each other and cost minutes.
+THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+torch.set_num_threads(THREADS)
+os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # for the processes that tests start
+
 GOLDEN = Path(__file__).parent / "golden"
 # Bounds and shapes of the golden inputs: value = hash in [-1, 1) times bound.
 INPUTS: dict[str, tuple[tuple[int, ...], float]] = {
