@@ -13,12 +13,11 @@ from pathlib import Path
 from torch import Tensor
 
 from featinv_fast.checkpoints import metadata as statements
-from featinv_fast.checkpoints.architecture import PROMPTS, TEXT_ENCODER
 from featinv_fast.checkpoints.folder import read_component
 from featinv_fast.checkpoints.infer import FEATURES, infer_config
 from featinv_fast.checkpoints.known import refuse_wrapped, resemblance
 from featinv_fast.checkpoints.layouts import named_layout
-from featinv_fast.checkpoints.loading import check_extras, check_numbers, extra_shapes, with_tokens
+from featinv_fast.checkpoints.loading import check_extras, check_numbers, extra_shapes, take_extras, with_tokens
 from featinv_fast.checkpoints.reader import Raw, read_file, read_json
 from featinv_fast.checkpoints.recipe import LISTED, Recipe
 from featinv_fast.checkpoints.writer import replacing, write_safetensors
@@ -93,10 +92,7 @@ def load_base(path: str | os.PathLike[str]) -> BaseModel:
     layout.check(config, raw)
     recipe = Recipe.make(layout, config, extras).part((*PARTS, *extras))
     tensors = recipe.read(raw.tensors)
-    prompts = {name.rpartition(".")[2]: tensors.pop(name, None) for name in PROMPTS}
-    text_encoder = {
-        name.removeprefix(TEXT_ENCODER): tensors.pop(name) for name in list(tensors) if name.startswith(TEXT_ENCODER)
-    }
+    prompts, text_encoder = take_extras(tensors)
     return BaseModel(
         config=config,
         tensors=tensors,

@@ -92,10 +92,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     check_numbers(config)
     layout.check(config, raw)
     tensors = Recipe.make(layout, config, extras).read(raw.tensors)
-    prompts = {name.rpartition(".")[2]: tensors.pop(name, None) for name in PROMPTS}
-    text_encoder = {
-        name.removeprefix(TEXT_ENCODER): tensors.pop(name) for name in list(tensors) if name.startswith(TEXT_ENCODER)
-    }
+    prompts, text_encoder = take_extras(tensors)
     return Checkpoint(
         config=config,
         tensors=tensors,
@@ -108,6 +105,15 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         layout=layout.name,
         path=path,
     )
+
+
+def take_extras(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor | None], dict[str, Tensor]]:
+    """Take the prompts ("cond", "uncond") and the text encoder out of `tensors`, leaving the networks in it."""
+    prompts = {name.rpartition(".")[2]: tensors.pop(name, None) for name in PROMPTS}
+    text_encoder = {
+        name.removeprefix(TEXT_ENCODER): tensors.pop(name) for name in list(tensors) if name.startswith(TEXT_ENCODER)
+    }
+    return prompts, text_encoder
 
 
 def extra_shapes(layout: Layout, tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
