@@ -22,12 +22,14 @@ class Request:
         device: where to run; never "auto".
         precision: `None` is the engine's own.
         threads: CPU threads of one operation; `None` leaves the choice to the backend's library.
+        trust_engine: run native code of the engine (TensorRT plans) that was not built here.
     """
 
     engine: EngineFolder
     device: torch.device
     precision: Precision | None = None
     threads: int | None = None
+    trust_engine: bool = False
 
 
 class Session(abc.ABC):

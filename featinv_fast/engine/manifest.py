@@ -15,6 +15,7 @@ from typing import Any
 
 from featinv_fast.config import FeatureSpec, ModelConfig, Precision, SamplingConfig, from_dict, to_dict
 from featinv_fast.engine.graphs import GraphSpec, graph_specs
+from featinv_fast.engine.plans import PlanInfo
 from featinv_fast.errors import ConfigError, EngineFormatError
 
 FORMAT_VERSION = 1
@@ -147,6 +148,7 @@ class Manifest:
         rewrites: optimisations applied at export.
         adaptations: files fused into the weights, e.g. an LCM-LoRA.
         parity: comparisons with the eager model.
+        plans: what its TensorRT plans were built for.
         source: the checkpoint.
         tools: versions of what made the engine.
         files: every file of the folder but the manifest and its checksum; filled in at installation.
@@ -167,12 +169,16 @@ class Manifest:
     rewrites: tuple[OptionInfo, ...] = ()
     adaptations: tuple[str, ...] = ()
     parity: tuple[ParityInfo, ...] = ()
+    plans: tuple[PlanInfo, ...] = ()
     source: SourceInfo
     tools: dict[str, str]
     files: dict[str, FileInfo] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.graph_specs()  # raises ConfigError when the sizes contradict one another
+        graphs = self.graph_specs()  # raises ConfigError when the sizes contradict one another
+        planned = [plan.graph for plan in self.plans]
+        if len(set(planned)) != len(planned) or not set(planned) <= set(graphs):
+            raise ConfigError("the plans are not those of the graphs", given=planned, expected=sorted(graphs))
 
     def graph_specs(self) -> dict[str, GraphSpec]:
         """The graphs of this engine by name."""

@@ -1,0 +1,153 @@
+"""What a TensorRT plan was built for, and why it does not serve elsewhere. Standard library only."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import re
+
+from featinv_fast.config import Precision
+from featinv_fast.errors import ConfigError
+
+PLAN_SUFFIX = ".plan"
+
+
+class PlanWeights(enum.StrEnum):
+    """Where a plan's weights are and whether others may take their place."""
+
+    FIXED = "fixed"  # in the plan, part of how it was optimised
+    REFITTABLE = "refittable"  # in the plan, replaceable
+    STRIPPED = "stripped"  # not in the plan: read from the engine's weight file whenever it is loaded
+
+
+class HardwareCompatibility(enum.StrEnum):
+    """On which GPUs a plan runs besides the model that it was built on."""
+
+    NONE = "none"
+    SAME_COMPUTE_CAPABILITY = "same_compute_capability"
+    AMPERE_PLUS = "ampere_plus"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchProfile:
+    """A range of batch sizes that a plan is tuned for, both ends included."""
+
+    minimum: int
+    optimum: int
+    maximum: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.minimum <= self.optimum <= self.maximum:
+            raise ConfigError(
+                "a profile's batch sizes are not ordered",
+                given=str(self),
+                expected="1 <= minimum <= optimum <= maximum",
+            )
+
+    def __str__(self) -> str:
+        return f"{self.minimum}:{self.optimum}:{self.maximum}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanTarget:
+    """The machine that a plan is built on or is to run on.
+
+    Attributes:
+        tensorrt: version, e.g. "10.16.1.11".
+        cuda: version of the CUDA runtime, e.g. "13.0".
+        gpu: name of the GPU.
+        compute_capability: of the GPU, e.g. "9.0".
+    """
+
+    tensorrt: str
+    cuda: str
+    gpu: str
+    compute_capability: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanInfo:
+    """One plan: everything that its content depends on.
+
+    Attributes:
+        graph: name of the graph.
+        target: where it was built.
+        precision: of the graph.
+        profiles: batch sizes; the order is that of the plan's optimisation profiles. Empty for a graph without a batch.
+        graph_sha256: of the `.onnx` file.
+        weights_sha256: of the weight file.
+        weights: where its weights are.
+        hardware: GPUs that it runs on beside `target.gpu`.
+        version_compatible: whether newer versions of TensorRT run it, too.
+        workspace_mib: most scratch memory that a kernel may take; `None` is all of the GPU's.
+        optimization_level: 0 to 5, how long the builder searched.
+    """
+
+    graph: str
+    target: PlanTarget
+    precision: Precision
+    profiles: tuple[BatchProfile, ...]
+    graph_sha256: str
+    weights_sha256: str
+    weights: PlanWeights = PlanWeights.FIXED
+    hardware: HardwareCompatibility = HardwareCompatibility.NONE
+    version_compatible: bool = False
+    workspace_mib: int | None = None
+    optimization_level: int = 3
+
+    @property
+    def file_name(self) -> str:
+        """The plan's name in an engine folder."""
+        return self.graph + PLAN_SUFFIX
+
+    def problems_on(self, target: PlanTarget) -> list[str]:
+        """Why this plan does not run on `target`; empty when it does. Each reason names the field that differs."""
+        built, reasons = self.target, []
+        if target.tensorrt != built.tensorrt and not (
+            self.version_compatible and _numbers(target.tensorrt) > _numbers(built.tensorrt)
+        ):
+            newer = " or newer" if self.version_compatible else ""
+            reasons.append(f"it is for TensorRT {built.tensorrt}{newer}, this is {target.tensorrt}")
+        # CUDA promises that what was built for a major version runs with all of its releases.
+        if _numbers(target.cuda)[:1] != _numbers(built.cuda)[:1]:
+            reasons.append(f"it is for CUDA {built.cuda}, this is {target.cuda}")
+        wanted, given = _numbers(built.compute_capability), _numbers(target.compute_capability)
+        if self.hardware is HardwareCompatibility.AMPERE_PLUS:
+            if given < (8, 0):
+                reasons.append(f"it is for compute capability 8.0 or newer, this is {target.compute_capability}")
+        elif given != wanted:
+            reasons.append(
+                f"it is for compute capability {built.compute_capability}, this is {target.compute_capability}"
+            )
+        elif self.hardware is HardwareCompatibility.NONE and target.gpu != built.gpu:
+            reasons.append(f"it is for the GPU {built.gpu}, this is {target.gpu}")
+        return reasons
+
+    def staleness(self, *, precision: Precision, graph_sha256: str | None, weights_sha256: str | None) -> list[str]:
+        """Why this plan is not one of an engine with these files any more; empty when it is."""
+        reasons = []
+        if self.precision != precision:
+            reasons.append(f"it computes in {self.precision}, the engine in {precision}")
+        if graph_sha256 is not None and self.graph_sha256 != graph_sha256:
+            reasons.append("it was built from another graph")
+        if self.weights is not PlanWeights.STRIPPED and self.weights_sha256 != weights_sha256:
+            reasons.append("it was built from other weights")
+        return reasons
+
+    def differences(self, other: PlanInfo) -> list[str]:
+        """The fields in which two plans differ, each with both values."""
+        mine, others = _flat(self), _flat(other)
+        return [f"{name} {others[name]} instead of {value}" for name, value in mine.items() if others[name] != value]
+
+
+def _flat(info: PlanInfo) -> dict[str, str]:
+    values = {field.name: getattr(info, field.name) for field in dataclasses.fields(info)}
+    target = values.pop("target")
+    values["profiles"] = " ".join(map(str, info.profiles)) or "none"
+    return {name: str(value) for name, value in (dataclasses.asdict(target) | values).items()}
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The numbers that a version begins with, for comparing."""
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in match[0].split(".")) if match else ()
