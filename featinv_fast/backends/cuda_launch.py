@@ -31,7 +31,7 @@ class CudaLauncher:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.handle: int = self._stream.cuda_stream
         self._key: Hashable = None
         self._graph: torch.cuda.CUDAGraph | None = None

@@ -209,7 +209,8 @@ class TensorrtBackend:
             reasons.append(f"the engine has no TensorRT plans ({', '.join(missing)}): {REBUILD}")
         if request.precision not in (None, manifest.precision):
             reasons.append(
-                f"the plans are {manifest.precision}, not {request.precision}: export with --precision {request.precision}"
+                f"the plans are {manifest.precision}, not {request.precision}: export with --precision "
+                f"{request.precision}"
             )
         problems = self.problems_here(request.device)
         if not problems:

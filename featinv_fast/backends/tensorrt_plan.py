@@ -63,7 +63,7 @@ class Messages:
         levels = {severity.WARNING: logging.WARNING, severity.INFO: logging.DEBUG, severity.VERBOSE: logging.DEBUG}
         errors: list[str] = []
 
-        class Sink(tensorrt.ILogger):  # type: ignore[name-defined, misc]
+        class Sink(tensorrt.ILogger):  # type: ignore[misc]
             def __init__(self) -> None:
                 tensorrt.ILogger.__init__(self)  # its bindings ask for exactly this call
 
