@@ -25,7 +25,10 @@ def featinv_convnext(pretrained: bool = False, **options: Any) -> Any:
         "convnext.ConvNeXt",
         "featinv_convnext",
         pretrained,
-        {"patch_size": 2, "output_stride": 16, "depths": (1, 1, 3, 1), "dims": (32, 64, 128, 256)} | options,
+        # Layer scale from 1e-6 is for deep networks; this one learns faster without it.
+        {"patch_size": 2, "output_stride": 16, "depths": (1, 1, 3, 1), "dims": (32, 64, 128, 256)}
+        | {"ls_init_value": None}
+        | options,
         {"out_indices": (0, 1, 2, 3), "flatten_sequential": True},
     )
 

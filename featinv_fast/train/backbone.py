@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from featinv_fast.errors import ArgumentError
 from featinv_fast.train.data import Data, batch_of
@@ -16,9 +16,11 @@ from featinv_fast.train.images import to_pixels
 from featinv_fast.train.objective import Objective
 from featinv_fast.train.settings import BackboneRecipe
 
+ABSENT = -1  # the code of a concept of an object that is not there
+
 
 class BackboneObjective(Objective):
-    """Cross entropy with smoothed labels.
+    """Cross entropy with smoothed labels, and of the recipe's concepts from linear heads of their own.
 
     Args:
         model: a timm classifier; it learns.
@@ -36,6 +38,11 @@ class BackboneObjective(Objective):
         self._recipe = recipe
         self._data = data
         self._image_size = image_size
+        codes = batch_of(data, np.zeros(1, dtype=np.int64)) if recipe.concepts else {}
+        self._slots = {name: self._slots_of(name, codes) for name in recipe.concepts}
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(model.num_features, self._slots[name] * n) for name, n in recipe.concepts.items()}
+        )
         self.register_buffer("mean", torch.tensor(recipe.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(recipe.std).view(3, 1, 1), persistent=False)
 
@@ -59,14 +66,36 @@ class BackboneObjective(Objective):
                 expected=f"labels from 0 to {self._recipe.classes - 1}",
                 remedy="sort the images into one folder for each class, and set `classes` to their number",
             )
-        return {"images": torch.from_numpy(batch["images"]), "labels": torch.from_numpy(labels)}
+        concepts = {name: torch.from_numpy(batch[name]) for name in self.heads}  # [B] or [B, slots]
+        return {"images": torch.from_numpy(batch["images"]), "labels": torch.from_numpy(labels), **concepts}
 
     def forward(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, average: Mapping[str, Tensor] | None
     ) -> dict[str, Tensor]:
-        """The loss, and how many of the labels are the largest logit."""
+        """The loss, and how many of the labels and of each concept are the largest logit."""
         del generator, average
         pixels = (to_pixels(batch["images"], self._image_size) - self.mean) / self.std
-        logits = self.classifier(pixels).float()
+        maps = self.classifier.forward_features(pixels)
+        logits = self.classifier.forward_head(maps).float()
         loss = F.cross_entropy(logits, batch["labels"], label_smoothing=self._recipe.label_smoothing)
-        return {"loss": loss, "accuracy": (logits.detach().argmax(dim=1) == batch["labels"]).float().mean()}
+        losses = {"accuracy": (logits.detach().argmax(dim=1) == batch["labels"]).float().mean()}
+        pooled = self.classifier.forward_head(maps, pre_logits=True) if self.heads else None
+        for name, head in self.heads.items():
+            guesses = head(pooled).float().unflatten(1, (self._slots[name], -1)).flatten(0, 1)  # [B * slots, values]
+            codes = batch[name].flatten()
+            count = (codes != ABSENT).sum().clamp_min(1)
+            surprise = F.cross_entropy(guesses, codes, ignore_index=ABSENT, reduction="sum") / count
+            loss = loss + self._recipe.concept_weight * surprise
+            losses[name] = (guesses.detach().argmax(dim=1) == codes).sum() / count
+        return {"loss": loss, **losses}
+
+    def _slots_of(self, name: str, batch: Mapping[str, np.ndarray]) -> int:
+        """How many codes of a concept an image has: one, or one for each object."""
+        if name not in batch:
+            raise ArgumentError(
+                "the data do not tell this concept",
+                given=name,
+                expected=sorted(set(batch) - {"images", "labels"}) or "no concepts: these are plain images",
+                remedy="take it out of the recipe's concepts",
+            )
+        return 1 if batch[name].ndim == 1 else int(batch[name].shape[1])

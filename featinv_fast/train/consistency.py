@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
-from torch.func import functional_call
+from torch import Tensor, nn
 
+from featinv_fast.models import FeatInv
 from featinv_fast.samplers import OFFICIAL_SCHEDULE
 from featinv_fast.samplers.lcm import ORIGINAL_INFERENCE_STEPS, SIGMA_DATA, TIMESTEP_SCALING
 from featinv_fast.train import diffusion
 from featinv_fast.train.distill import DistillObjective, ddim_step
+from featinv_fast.train.inputs import Inputs
+from featinv_fast.train.settings import DistillRecipe
 
 SKIP = OFFICIAL_SCHEDULE.training_steps // ORIGINAL_INFERENCE_STEPS  # k, 20 times
 
@@ -24,6 +28,13 @@ class ConsistencyObjective(DistillObjective):
     """
 
     sampler = "lcm"
+
+    def __init__(
+        self, teacher: FeatInv, student: FeatInv, inputs: Inputs, recipe: DistillRecipe, prompts: dict[str, Tensor]
+    ) -> None:
+        super().__init__(teacher, student, inputs, recipe, prompts)
+        self._lock = threading.Lock()
+        self._target: list[nn.Module] = []  # in a list: it is no part of this module
 
     def forward(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, average: Mapping[str, Tensor] | None
@@ -43,15 +54,26 @@ class ConsistencyObjective(DistillObjective):
         with torch.no_grad():
             eps = self.teacher.guided(z_start, start_time, features, scale)
             z_end = ddim_step(z_start, eps, a_start, a_end)
-            weights = {
-                name.removeprefix("student."): value for name, value in average.items() if name.startswith("student.")
-            }
-            eps = functional_call(self.student, weights, (z_end, end_time, features, embedded))
+            eps = self._averaged(average)(z_end, end_time, features, embedded)
             target = consistency(z_end, eps, end_time, a_end)
         eps = self.student(z_start, start_time, features, embedded)
         distance = consistency(z_start, eps, start_time, a_start).float() - target.float()
         c = self.recipe.huber
         return {"loss": ((distance.square() + c**2).sqrt() - c).mean()}
+
+    def _averaged(self, average: Mapping[str, Tensor]) -> nn.Module:
+        """The student with averaged weights: a second module, since several threads may use both at the same time."""
+        with self._lock:
+            if not self._target:
+                # The very tensors that the trainer updates, and those that do not learn.
+                memo = {
+                    id(parameter): nn.Parameter(average[f"student.{name}"], requires_grad=False)
+                    if parameter.requires_grad
+                    else parameter
+                    for name, parameter in self.student.named_parameters()
+                }
+                self._target.append(copy.deepcopy(self.student, memo))
+        return self._target[0]
 
 
 def consistency(z: Tensor, eps: Tensor, time: Tensor, a: Tensor) -> Tensor:

@@ -134,7 +134,8 @@ def _backbone(recipe: BackboneRecipe, place: Place) -> None:
             model = timm.create_model(recipe.name, num_classes=recipe.classes, drop_path_rate=recipe.drop_path)
         except (RuntimeError, TypeError) as error:
             raise ConfigError("timm cannot make this model", given=f"{recipe.name}: {error}") from error
-    _fit(BackboneObjective(model, recipe, data, _image_size(data)), recipe, place)
+        objective = BackboneObjective(model, recipe, data, _image_size(data))
+    _fit(objective, recipe, place)
     with replacing(place.out(recipe), force=True, replaceable=_is_safetensors) as temporary:
         write_safetensors(temporary, model.state_dict(), {"format": "pt", **assembly.notes(recipe)})
 

@@ -22,6 +22,7 @@ from featinv_fast.train.logs import Log, save_grid
 from featinv_fast.train.objective import Objective
 from featinv_fast.train.progress import load_progress, save_progress
 from featinv_fast.train.settings import RateShape, TrainingConfig
+from featinv_fast.train.workers import Workers
 
 # What may differ between two starts of one run: none of it changes the weights.
 FREE = ("log_every", "checkpoint_every", "image_every")
@@ -80,17 +81,26 @@ class _Run:
         self.accelerator = make_accelerator(config)
         if config.channels_last:
             objective.to(memory_format=torch.channels_last)
+        self.parameters = list(learning(objective).values())
         optimizer = torch.optim.AdamW(
-            learning(objective).values(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+            self.parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
         )
         self.objective = objective
         self.model, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        self.workers = Workers(config, objective, self.accelerator.device) if config.workers > 1 else None
         self.average = None if config.ema_decay is None else Average(objective, config.ema_decay)
         self.step = 0  # finished optimiser steps
         self.window = 0  # of them since the last row of the log
         self.sums: dict[str, float] = {}  # of the losses in that window
 
     def train(self, *, progress: bool) -> None:
+        try:
+            self._train(progress=progress)
+        finally:
+            if self.workers is not None:
+                self.workers.close()
+
+    def _train(self, *, progress: bool) -> None:
         from tqdm import tqdm
 
         self._resume()
@@ -121,19 +131,14 @@ class _Run:
         """One optimiser step; its losses, averaged over its batches, and the gradient's norm."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
-        average = None if self.average is None else self.average.weights
         limit = math.inf if self.config.clip_norm is None else self.config.clip_norm
         totals: dict[str, float] = {}
         for _ in range(self.config.accumulation):
             number, batch = next(batches)
-            # For layers that draw by themselves, such as dropout; everything else uses the generator.
-            torch.manual_seed(randomness.derived_seed(self.config.seed, "layers", number))
-            generator = randomness.generator(self.config.seed, "noise", number)
             with self.accelerator.accumulate(self.model):
-                losses = self.model(batch, generator, average)
-                self.accelerator.backward(losses["loss"])
+                losses = self._add_gradients(number, batch)
                 if self.accelerator.sync_gradients:
-                    norm = self.accelerator.clip_grad_norm_(learning(self.objective).values(), limit)
+                    norm = self.accelerator.clip_grad_norm_(self.parameters, limit)
                     totals["gradient_norm"] = norm.item()
                 self.optimizer.step()
                 self.optimizer.zero_grad()
@@ -142,6 +147,22 @@ class _Run:
         if self.average is not None:
             self.average.update()
         return totals
+
+    def _add_gradients(self, number: int, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The losses of batch `number`; their gradients are added to those of the parameters."""
+        average = None if self.average is None else self.average.weights
+        seed = self.config.seed
+        if self.workers is not None:
+            return self.workers.add_gradients(
+                lambda part, i: self.model(part, randomness.generator(seed, "noise", number, i), average),
+                batch,
+                self.parameters,
+            )
+        # For layers that draw by themselves, such as dropout; everything else uses the generator.
+        torch.manual_seed(randomness.derived_seed(seed, "layers", number))
+        losses: dict[str, Tensor] = self.model(batch, randomness.generator(seed, "noise", number), average)
+        self.accelerator.backward(losses["loss"])
+        return losses
 
     def _batches(self) -> Generator[tuple[int, dict[str, Tensor]], None, None]:
         """Batch numbers and batches on the device, from where the run stands; the next one is loaded meanwhile."""
