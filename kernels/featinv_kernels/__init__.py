@@ -5,6 +5,8 @@ Importing this package imports torch and nothing else; a kernel's toolchain is i
 
 from featinv_kernels.dispatch import choose, not_supported_reasons, support_table
 from featinv_kernels.errors import KernelArgumentError, KernelError, ProviderUnavailableError
+from featinv_kernels.ops.geglu.op import geglu
+from featinv_kernels.ops.group_norm_silu.op import group_norm_silu
 from featinv_kernels.ops.sampler_step.op import sampler_step
 from featinv_kernels.ops.to_uint8.op import to_uint8
 from featinv_kernels.spec import OPS, Case, OpSpec, Provider, Request
@@ -19,6 +21,8 @@ __all__ = [
     "ProviderUnavailableError",
     "Request",
     "choose",
+    "geglu",
+    "group_norm_silu",
     "not_supported_reasons",
     "sampler_step",
     "support_table",

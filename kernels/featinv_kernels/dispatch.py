@@ -39,7 +39,8 @@ def choose(op: OpSpec, request: Request, provider: str = AUTO) -> Provider:
     Args:
         op: the op.
         request: device, dtype and shape of the call.
-        provider: "auto" for the first in the op's order that can serve, or the name of one.
+        provider: "auto" for the first in the op's order that can serve and has no reason to leave the request to
+            another, or the name of one.
 
     Raises:
         KernelArgumentError: there is no provider of this name.
@@ -48,11 +49,13 @@ def choose(op: OpSpec, request: Request, provider: str = AUTO) -> Provider:
     """
     candidates = op.providers if provider == AUTO else (op.provider(provider),)
     reasons = {p.name: _reasons(p, request) for p in op.providers}
-    for candidate in candidates:
-        if not reasons[candidate.name]:
-            refused = {name: why for name, why in reasons.items() if why}
-            logger.info("%s: %s serves %s; refused: %s", op.name, candidate.name, request, refused or "none")
-            return candidate
+    able = [candidate for candidate in candidates if not reasons[candidate.name]]
+    # A stable sort: preferred ones first, in the op's order.
+    for candidate in sorted(able, key=lambda p: bool(p.not_preferred_reasons(request))):
+        refused = {p.name: reasons[p.name] or p.not_preferred_reasons(request) for p in op.providers}
+        refused = {name: why for name, why in refused.items() if why and name != candidate.name}
+        logger.info("%s: %s serves %s; not chosen: %s", op.name, candidate.name, request, refused or "none")
+        return candidate
     raise ProviderUnavailableError(
         f"{op.name} cannot be computed by {'any provider' if provider == AUTO else repr(provider)}",
         reasons=reasons,

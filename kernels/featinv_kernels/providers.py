@@ -10,16 +10,11 @@ from typing import Any
 
 import torch
 
-from featinv_kernels.spec import Provider, Request
+from featinv_kernels.spec import Provider, Request, no_reasons
 
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Triton generates code for Ampere and newer.
 TRITON_CAPABILITY = (8, 0)
-
-
-def no_reasons(_: Request) -> list[str]:
-    """Of a provider, or of an op's own limits, that refuses nothing."""
-    return []
 
 
 def reference_provider(function: Callable[..., Any]) -> Provider:
@@ -27,20 +22,61 @@ def reference_provider(function: Callable[..., Any]) -> Provider:
     return Provider(name="reference", load=lambda: function, not_supported_reasons=no_reasons)
 
 
+def torch_provider(function: Callable[..., Any]) -> Provider:
+    """Torch's own ops in the arguments' dtype: what one writes without this package."""
+    return Provider(name="torch", load=lambda: function, not_supported_reasons=no_reasons)
+
+
+def xformers_provider(load: Callable[[], Callable[..., Any]], *, dtypes: tuple[torch.dtype, ...]) -> Provider:
+    """A kernel of xformers, which is never chosen unasked.
+
+    Args:
+        load: imports xformers and returns the implementation.
+        dtypes: what the kernel takes.
+    """
+
+    def not_supported_reasons(request: Request) -> list[str]:
+        reasons = [] if _is_installed("xformers") else ["xformers is not installed"]
+        if request.device.type != "cuda":
+            reasons.append(f"it needs CUDA tensors, given {request.device.type} tensors")
+        if request.dtype not in dtypes:
+            reasons.append(f"it takes {', '.join(map(str, dtypes))}, given {request.dtype}")
+        return reasons
+
+    def not_preferred_reasons(_: Request) -> list[str]:
+        return ['it is used on request only: provider="xformers"']
+
+    return Provider(
+        name="xformers",
+        load=load,
+        not_supported_reasons=not_supported_reasons,
+        not_preferred_reasons=not_preferred_reasons,
+    )
+
+
 def triton_provider(
-    load: Callable[[], Callable[..., Any]], *, limits: Callable[[Request], list[str]] = no_reasons
+    load: Callable[[], Callable[..., Any]],
+    *,
+    limits: Callable[[Request], list[str]] = no_reasons,
+    not_preferred_reasons: Callable[[Request], list[str]] = no_reasons,
 ) -> Provider:
     """A Triton kernel.
 
     Args:
         load: imports the op's `triton_kernel.py` and returns its implementation.
         limits: further reasons of this kernel, e.g. from the shape.
+        not_preferred_reasons: where another provider should be tried first.
     """
 
     def not_supported_reasons(request: Request) -> list[str]:
         return [*_triton_reasons(request), *limits(request)]
 
-    return Provider(name="triton", load=load, not_supported_reasons=not_supported_reasons)
+    return Provider(
+        name="triton",
+        load=load,
+        not_supported_reasons=not_supported_reasons,
+        not_preferred_reasons=not_preferred_reasons,
+    )
 
 
 def device_reasons(device: torch.device) -> list[str]:

@@ -46,17 +46,25 @@ class Case:
         label: a short name, unique within the op.
         shape: as in `Request`.
         dtype: as in `Request`.
+        full_size: a shape of the full model. A CPU is too slow for it: it is compiled ahead of time for every target,
+            and run on a GPU. All other cases also run on a CPU, through the reference and Triton's interpreter.
         options: what else the op's `make_inputs` needs to know, e.g. which optional tensors are present.
     """
 
     label: str
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
+    full_size: bool = False
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def request(self, device: torch.device) -> Request:
         """The request that this case makes on `device`."""
         return Request(device=device, dtype=self.dtype, shape=self.shape)
+
+
+def no_reasons(_: Request) -> list[str]:
+    """Of a provider, or of an op's own limits, that refuses nothing."""
+    return []
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,11 +75,14 @@ class Provider:
         name: e.g. "reference" or "triton".
         load: imports and returns the implementation, which takes the op's tensors and returns its outputs.
         not_supported_reasons: why a request cannot be served; an empty list means that it can.
+        not_preferred_reasons: why "auto" should leave a request that could be served to another provider. If all that
+            can serve have such reasons, the first of them serves.
     """
 
     name: str
     load: Callable[[], Callable[..., Any]]
     not_supported_reasons: Callable[[Request], list[str]]
+    not_preferred_reasons: Callable[[Request], list[str]] = no_reasons
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,7 +94,8 @@ class OpSpec:
         function: the public function.
         providers: the candidates for `provider="auto"`, best first.
         cases: where the op is tested, timed and listed.
-        make_inputs: the keyword arguments of `function` for a case, on a device, always the same ones.
+        make_inputs: the keyword arguments of `function` for a case, on a device, always the same ones. On the meta
+            device they have no values and cost no memory.
     """
 
     name: str
@@ -91,6 +103,11 @@ class OpSpec:
     providers: tuple[Provider, ...]
     cases: tuple[Case, ...]
     make_inputs: Callable[[Case, torch.device], dict[str, Any]]
+
+    @property
+    def small_cases(self) -> tuple[Case, ...]:
+        """The cases that a CPU can run in a test."""
+        return tuple(case for case in self.cases if not case.full_size)
 
     def provider(self, name: str) -> Provider:
         """The provider called `name`.

@@ -127,7 +127,7 @@ def test_unknown_names():
     with pytest.raises(KernelArgumentError, match=r"'cuda'[\s\S]*auto[\s\S]*triton[\s\S]*reference"):
         choose(SAMPLER_STEP, request_on("cpu"), "cuda")
     with pytest.raises(KernelArgumentError, match="no such op"):
-        not_supported_reasons("attention", "triton", request_on("cpu"))
+        not_supported_reasons("convolution", "triton", request_on("cpu"))
 
 
 def test_support_table_is_plain_and_complete(machine):

@@ -27,9 +27,11 @@ pytestmark = [
 EVERY_SUPPORTED_CASE = [
     pytest.param(op, case, id=f"{op.name}-{case.label}")
     for op in OPS.values()
-    for case in op.cases
+    for case in (op.small_cases if DEVICE.type == "cpu" else op.cases)
     if case.dtype in TRITON_DTYPES
 ]
+# These round as the reference does, operation by operation.
+BIT_FOR_BIT = ("sampler_step", "to_uint8")
 NAN = float("nan")
 
 
@@ -45,15 +47,31 @@ def misaligned(tensor):
     return view.copy_(tensor)
 
 
+@pytest.fixture(autouse=True)
+def _poisoned_outputs(monkeypatch):
+    """Memory that a kernel should have written and has not reads as NaN."""
+    empty, empty_like = torch.empty, torch.empty_like
+
+    def poisoned(tensor):
+        return tensor.fill_(NAN) if tensor.dtype.is_floating_point else tensor.fill_(0xAA)
+
+    monkeypatch.setattr(torch, "empty", lambda *args, **options: poisoned(empty(*args, **options)))
+    monkeypatch.setattr(torch, "empty_like", lambda *args, **options: poisoned(empty_like(*args, **options)))
+
+
 @pytest.mark.parametrize(("op", "case"), EVERY_SUPPORTED_CASE)
-def test_kernel_equals_reference(op, case):
+def test_kernel_agrees_with_the_slow_way(op, case, assert_as_accurate_as_torch):
     inputs = op.make_inputs(case, DEVICE)
-    assert_same(op.function(**inputs, provider="triton"), op.function(**inputs, provider="reference"))
+    output = op.function(**inputs, provider="triton")
+    if op.name in BIT_FOR_BIT:
+        assert_same(output, op.function(**inputs, provider="reference"))
+    else:
+        assert_as_accurate_as_torch(op, inputs, output)
 
 
 @pytest.mark.parametrize("name", OPS)
 def test_cases_cover_the_dtypes_of_the_kernels(name):
-    assert {case.dtype for case in OPS[name].cases} >= set(TRITON_DTYPES)
+    assert {case.dtype for case in OPS[name].small_cases} >= set(TRITON_DTYPES)
 
 
 @pytest.mark.parametrize("size", [1, 15, 511, 512, 513, 1023])
@@ -89,10 +107,15 @@ def test_to_uint8_writes_everything_and_nothing_else(shape, poison):
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_misaligned_inputs(name):
+def test_misaligned_inputs(name, assert_as_accurate_as_torch):
     op = OPS[name]
-    inputs = {k: None if t is None else misaligned(t) for k, t in op.make_inputs(op.cases[0], DEVICE).items()}
-    assert_same(op.function(**inputs, provider="triton"), op.function(**inputs, provider="reference"))
+    inputs = op.make_inputs(op.small_cases[0], DEVICE)
+    inputs = {k: misaligned(v) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    output = op.function(**inputs, provider="triton")
+    if op.name in BIT_FOR_BIT:
+        assert_same(output, op.function(**inputs, provider="reference"))
+    else:
+        assert_as_accurate_as_torch(op, inputs, output)
 
 
 def test_absent_terms_are_not_read():

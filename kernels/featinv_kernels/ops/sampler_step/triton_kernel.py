@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from featinv_kernels import launches
+
 # Four fp32 values a thread, one 16-byte access per tensor; 8 programs for one 4x32x32 latent.
 BLOCK = 512
 # Without fused multiply-adds the kernel rounds as plain torch does and agrees with it bit for bit; memory is the limit.
@@ -56,13 +58,9 @@ def launch(
 ) -> None:
     """Run the kernel on contiguous tensors, writing every element of `new_latents` and `new_history`."""
     size = latents.numel()
-    if size == 0:
-        return
-    # Triton launches on the current device, which need not be the tensors'.
-    with torch.cuda.device_of(latents):
-        sampler_step_kernel[(triton.cdiv(size, BLOCK),)](
-            latents, eps, coefficients, noise, history, new_latents, new_history, size, BLOCK=BLOCK, **OPTIONS
-        )
+    tensors = (latents, eps, coefficients, noise, history, new_latents, new_history)
+    grid = (triton.cdiv(size, BLOCK),)
+    launches.launch(sampler_step_kernel, grid, *tensors, size=size, BLOCK=BLOCK, options=OPTIONS)
 
 
 def sampler_step(

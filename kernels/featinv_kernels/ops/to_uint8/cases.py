@@ -12,8 +12,9 @@ import torch
 from featinv_kernels.spec import Case
 
 CASES = (
-    Case(label="batch_1", shape=(1, 3, 256, 256)),
-    Case(label="half_batch_8", shape=(8, 3, 256, 256), dtype=torch.float16),
+    Case(label="batch_1", shape=(1, 3, 256, 256), full_size=True),
+    Case(label="half_batch_8", shape=(8, 3, 256, 256), dtype=torch.float16, full_size=True),
+    Case(label="small", shape=(1, 3, 64, 64)),
     Case(
         label="bfloat16_channels_last",
         shape=(2, 3, 64, 64),

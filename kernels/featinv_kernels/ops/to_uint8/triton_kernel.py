@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from featinv_kernels import launches
+
 # Four bytes a thread, written as one word; 192 programs for one 256x256 image.
 BLOCK = 1024
 # Without fused multiply-adds the kernel rounds as plain torch does: one unit in the last place decides a truncation.
@@ -43,17 +45,24 @@ def to_uint8_kernel(
 
 def launch(image: Tensor, *, out: Tensor) -> None:
     """Run the kernel, writing every byte of `out`, which is contiguous, uint8, [N, H, W, 3]."""
-    if out.numel() == 0:
-        return
     # [N, 3, H*W]: a view of contiguous and channels-last images, a copy where rows have gaps between them
     pixels = image.flatten(2)
     size = pixels.shape[1] * pixels.shape[2]
     blocks = triton.cdiv(size, BLOCK)
-    # Triton launches on the current device, which need not be the tensors'.
-    with torch.cuda.device_of(image):
-        to_uint8_kernel[(pixels.shape[0] * blocks,)](
-            pixels, out, size, blocks, *pixels.stride(), BLOCK=BLOCK, **OPTIONS
-        )
+    stride_image, stride_channel, stride_pixel = pixels.stride()
+    launches.launch(
+        to_uint8_kernel,
+        (pixels.shape[0] * blocks,),
+        pixels,
+        out,
+        size=size,
+        blocks=blocks,
+        stride_image=stride_image,
+        stride_channel=stride_channel,
+        stride_pixel=stride_pixel,
+        BLOCK=BLOCK,
+        options=OPTIONS,
+    )
 
 
 def to_uint8(image: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""The gated activation of a transformer's feed-forward layer."""
