@@ -92,6 +92,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="|".join(Precision),
         help="of weights and arithmetic (default: fp32)",
     )
+    add(
+        "--storage",
+        type=Precision,
+        choices=list(Precision),
+        metavar="fp16|bf16",
+        help="of the stored weights alone: half the size for an fp32 engine (lossy)",
+    )
     add("--max-batch", type=int, metavar="N", help="largest batch of one call (default: 64)")
     add("--optimal-batch", type=int, metavar="N", help="batch that kernels are tuned for (default: 1)")
     add("--prompt", metavar="TEXT", help="prompt (default: the checkpoint's, or the official one)")

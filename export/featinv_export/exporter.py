@@ -17,6 +17,7 @@ from featinv_export.options import ExportOptions
 from featinv_export.weights import exceptions_in_fp32, weight_index, write_weights
 from featinv_fast.backends.onnxruntime_ import SUFFIX
 from featinv_fast.checkpoints import check_finite
+from featinv_fast.config import Precision
 from featinv_fast.engine import Exactness, GraphSpec, Manifest, OptionInfo, graph_specs, staging
 from featinv_fast.engine.files import entry_names
 from featinv_fast.errors import MissingPackageError
@@ -65,7 +66,8 @@ def export(options: ExportOptions, progress: Progress = lambda *_: None) -> Path
         max_batch=options.max_batch,
         optimal_batch=options.optimal_batch,
     )
-    dtypes = storage_dtypes(structure, options.precision)
+    storage = None if options.storage is options.precision else options.storage
+    dtypes = storage_dtypes(structure, storage or options.precision)
     required = sum(tensor.numel() * dtypes[name].itemsize for name, tensor in structure.state_dict().items())
     with staging(options.destination, force=options.force, required_bytes=required + SPARE_BYTES) as stage:
         steps.begin("checking the weights")
@@ -76,7 +78,7 @@ def export(options: ExportOptions, progress: Progress = lambda *_: None) -> Path
         steps.begin("writing the weights")
         tensors = EngineModel(plain, prompts.embeddings).state_dict()
         kept_fp32 = exceptions_in_fp32(tensors, dtypes)
-        dtypes = storage_dtypes(structure, options.precision, kept_fp32)
+        dtypes = storage_dtypes(structure, storage or options.precision, kept_fp32)
         write_weights(tensors, dtypes, stage.path)
         del tensors
 
@@ -88,11 +90,13 @@ def export(options: ExportOptions, progress: Progress = lambda *_: None) -> Path
             config=checkpoint.config,
             specs=specs,
             precision=options.precision,
+            storage=storage,
             kept_fp32=kept_fp32,
             onnx=options.onnx,
         )
         if options.onnx:
-            _write_graphs(structure, dtypes, specs, stage.path, steps)
+            arithmetic = storage_dtypes(structure, options.precision, kept_fp32)
+            _write_graphs(structure, arithmetic, specs, stage.path, steps)
         results = parity.compare(candidate, cases, steps.begin)
         report = stage.destination.with_name(f"{stage.destination.name}.parity.json")
         checked = parity.require_passed(results, report)
@@ -105,12 +109,13 @@ def export(options: ExportOptions, progress: Progress = lambda *_: None) -> Path
             features=checkpoint.features,
             sampling=checkpoint.sampling,
             precision=options.precision,
+            storage=storage,
             kept_fp32=kept_fp32,
             prompts=prompts.info,
             time_bias_size=structure.time_embedding.size,
             max_batch=options.max_batch,
             optimal_batch=options.optimal_batch,
-            rewrites=_rewrites(structure),
+            rewrites=_rewrites(structure, storage),
             adaptations=checkpoint.adaptations,
             parity=checked,
             source=source.source_info(checkpoint),
@@ -176,7 +181,7 @@ def _write_graphs(
         onnx_ir.save(export_graph(graphs[name], spec, index), folder / (name + SUFFIX))
 
 
-def _rewrites(structure: EngineModel) -> tuple[OptionInfo, ...]:
+def _rewrites(structure: EngineModel, storage: Precision | None) -> tuple[OptionInfo, ...]:
     attentions = sum(isinstance(module, ConstantContext) for module in structure.modules())
     blocks = sum(isinstance(module, RowSlice) for module in structure.modules())
     notes = {
@@ -185,7 +190,11 @@ def _rewrites(structure: EngineModel) -> tuple[OptionInfo, ...]:
         "time rows": f"the time projections of {blocks} residual blocks are one matrix, a row of biases per step",
         "guidance in one batch": "the conditional and the unconditional branch run as one batch",
     }
-    return tuple(OptionInfo(name=name, exactness=Exactness.EXACT, note=note) for name, note in notes.items())
+    exact = [OptionInfo(name=name, exactness=Exactness.EXACT, note=note) for name, note in notes.items()]
+    if storage is None:
+        return tuple(exact)
+    note = f"stored in {storage} and computed with in fp32; the parity shows what the rounding costs"
+    return (*exact, OptionInfo(name="half-precision storage", exactness=Exactness.LOSSY, note=note))
 
 
 def _tools(options: ExportOptions) -> dict[str, str]:

@@ -65,7 +65,7 @@ def model_card(manifest: Manifest, file_names: list[str]) -> str:
                 ("prompts from", manifest.prompts.source),
                 ("sampler", f"{sampling.sampler}, {sampling.steps} steps"),
                 ("guidance scale", f"{sampling.guidance_scale:g}"),
-                ("precision", str(manifest.precision)),
+                ("precision", f"{manifest.precision}{_storage(manifest)}"),
             ],
         ),
         "## How it was made",
@@ -92,9 +92,13 @@ def _provenance(manifest: Manifest) -> list[str]:
         f"Adaptations of the weights, which change the images:\n\n{adaptations}"
         if adaptations
         else "The weights are those of the checkpoint, not adapted.",
-        *([f"Kept in fp32 because the values do not fit {manifest.precision}: {kept}."] if kept else []),
+        *([f"Kept in fp32 because the values do not fit {manifest.storage or manifest.precision}: {kept}."] if kept else []),
         f"Source: {source}. Tools: {tools}. Made {manifest.created}.",
     ]
+
+
+def _storage(manifest: Manifest) -> str:
+    return "" if manifest.storage is None else f", weights stored in {manifest.storage}"
 
 
 def _content(file_name: str) -> str:

@@ -77,7 +77,7 @@ def _detach_initializers(model: ir.Model, weights: Mapping[str, StoredTensor]) -
     for value in parameters:
         stored = weights.get(str(value.name))
         shape = tuple(value.shape.numpy()) if value.shape is not None else None
-        if stored is None or (stored.shape, _DTYPES[stored.dtype]) != (shape, value.dtype):
+        if stored is None or stored.shape != shape or not _holds(stored, value.dtype):
             raise ExportError(
                 f"the graph's tensor {value.name!r} is not in the weight file as the graph needs it",
                 given=stored,
@@ -88,6 +88,11 @@ def _detach_initializers(model: ir.Model, weights: Mapping[str, StoredTensor]) -
         value.const_value = None
         model.graph.inputs.append(value)
     return parameters
+
+
+def _holds(stored: StoredTensor, dtype: ir.DataType | None) -> bool:
+    """Whether a graph can take a weight for one of type `dtype`: of that type, or of a narrower one."""
+    return dtype in (_DTYPES[stored.dtype], ir.DataType.FLOAT)
 
 
 def _optimize(model: ir.Model) -> None:
@@ -123,8 +128,17 @@ def _attach_initializers(model: ir.Model, parameters: list[ir.Value], weights: M
             continue
         name = str(value.name)
         stored = weights[name]
+        dtype = _DTYPES[stored.dtype]
+        if dtype != value.dtype:
+            # Runtimes fold this cast when they load the graph.
+            cast = ir.node("Cast", [value], {"to": value.dtype})
+            cast.outputs[0].dtype, cast.outputs[0].shape = value.dtype, value.shape
+            value.replace_all_uses_with(cast.outputs[0])
+            cast.replace_input_with(0, value)
+            model.graph.insert_before(model.graph[0], cast)
+            value.dtype = dtype
         value.const_value = ir.ExternalTensor(
-            WEIGHT_FILE, stored.offset, stored.length, _DTYPES[stored.dtype], shape=ir.Shape(stored.shape), name=name
+            WEIGHT_FILE, stored.offset, stored.length, dtype, shape=ir.Shape(stored.shape), name=name
         )
         model.graph.register_initializer(value)
 

@@ -19,7 +19,9 @@ class ExportOptions:
         out: the engine folder to be; `None` is the checkpoint's name with `.engine` in the working directory.
         name: of the engine, for people; `None` is the checkpoint's name.
         onnx: also write the graphs as ONNX, for onnxruntime and others.
-        precision: of the stored weights and of the graphs' arithmetic.
+        precision: of the graphs' arithmetic and, unless `storage` says otherwise, of the stored weights.
+        storage: of the stored weights; half of the size for a rounding of the weights (lossy), while the arithmetic
+            keeps `precision`, which is what a CPU is fast in.
         prompt: the prompt; `None` is the one that the checkpoint stores, or the official one.
         negative_prompt: the prompt of the unconditional branch, in the same way.
         tokenizer: CLIP's `tokenizer.json`, or a folder with one; prompts other than the official ones need it.
@@ -45,6 +47,7 @@ class ExportOptions:
     name: str | None = None
     onnx: bool = False
     precision: Precision = Precision.FP32
+    storage: Precision | None = None
     prompt: str | None = None
     negative_prompt: str | None = None
     tokenizer: Path | None = None
@@ -76,6 +79,12 @@ class ExportOptions:
         for what, number in numbers.items():
             if number is not None and not math.isfinite(number):
                 raise ArgumentError(f"the {what} is not finite", given=number, expected="a finite number")
+        if self.storage not in (None, self.precision) and self.precision is not Precision.FP32:
+            raise ArgumentError(
+                "weights cannot be stored in another half precision than the arithmetic's",
+                given=f"storage {self.storage}, precision {self.precision}",
+                expected="fp16 or bf16 for an engine in fp32",
+            )
         if self.lora is None and self.lora_scale != 1.0:
             raise ArgumentError(
                 "a LoRA scale without a LoRA", given=self.lora_scale, expected="a LoRA file", remedy="pass --lora FILE"

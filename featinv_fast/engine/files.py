@@ -48,10 +48,11 @@ def is_member_name(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name) is not None and name not in (MANIFEST_NAME, CHECKSUM_NAME)
 
 
-def file_problem(path: Path) -> str | None:
+def file_problem(path: Path, *, hard_links: bool = False) -> str | None:
     """Why this is not a plain file that only its folder holds, or `None`.
 
-    Whoever can write to the other end of a link changes the engine behind its checksums.
+    Whoever can write to the other end of a link changes the engine behind its checksums. `hard_links` allows files
+    that other folders hold, too.
     """
     try:
         status = path.lstat()
@@ -61,7 +62,7 @@ def file_problem(path: Path) -> str | None:
         return f"{path.name} is a symbolic link"
     if not stat.S_ISREG(status.st_mode):
         return f"{path.name} is not a regular file"
-    if status.st_nlink > 1:
+    if status.st_nlink > 1 and not hard_links:
         return f"{path.name} is a hard link"
     return None
 

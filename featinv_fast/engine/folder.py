@@ -78,11 +78,13 @@ class EngineFolder:
         return self.manifest.graph_specs()
 
 
-def open_engine(path: str | os.PathLike[str]) -> EngineFolder:
+def open_engine(path: str | os.PathLike[str], *, hard_links: bool = False) -> EngineFolder:
     """Open an engine folder after checking every byte of it.
 
     Args:
         path: the folder; it may be a symbolic link, its files may not.
+        hard_links: accept files that other folders hold, too: installers link a package's files to their caches, and
+            whoever can write there could change the package's code as well.
 
     Raises:
         EngineNotFoundError: there is no engine, or only what an interrupted export left.
@@ -92,9 +94,9 @@ def open_engine(path: str | os.PathLike[str]) -> EngineFolder:
     folder = real_path(path)
     try:
         _require_engine(folder)
-        content = _checked_manifest(folder)
+        content = _checked_manifest(folder, hard_links=hard_links)
         manifest = Manifest.from_json(content)
-        _check_files(folder, manifest)
+        _check_files(folder, manifest, hard_links=hard_links)
     except FeatInvError:
         raise
     except OSError as error:
@@ -121,10 +123,10 @@ def _require_engine(folder: Path) -> None:
     )
 
 
-def _checked_manifest(folder: Path) -> bytes:
+def _checked_manifest(folder: Path, *, hard_links: bool) -> bytes:
     """The bytes of the manifest, which agree with its checksum file."""
     names = (MANIFEST_NAME, CHECKSUM_NAME)
-    problems = [problem for name in names if (problem := file_problem(folder / name))]
+    problems = [problem for name in names if (problem := file_problem(folder / name, hard_links=hard_links))]
     if problems:
         raise _damaged(folder, problems)
     if any((folder / name).stat().st_size > MANIFEST_BYTES for name in names):
@@ -135,13 +137,14 @@ def _checked_manifest(folder: Path) -> bytes:
     return content
 
 
-def _check_files(folder: Path, manifest: Manifest) -> None:
+def _check_files(folder: Path, manifest: Manifest, *, hard_links: bool) -> None:
     """Compare the folder with the manifest: names and kinds first, then sizes, then every byte."""
     problems = [f"{name!r} is not the name of a plain file" for name in manifest.files if not is_member_name(name)]
     if not problems:
         unlisted = entry_names(folder) - {*manifest.files, MANIFEST_NAME, CHECKSUM_NAME}
         problems = [f"{name!r} is not part of the engine" for name in sorted(unlisted)]
-        problems += [problem for name in manifest.files if (problem := file_problem(folder / name))]
+        paths = [folder / name for name in manifest.files]
+        problems += [problem for path in paths if (problem := file_problem(path, hard_links=hard_links))]
     if not problems:
         sizes = {name: (folder / name).stat().st_size for name in manifest.files}
         problems = [

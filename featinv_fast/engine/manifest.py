@@ -139,8 +139,9 @@ class Manifest:
         model: the architecture.
         features: what the engine takes.
         sampling: defaults of `Runtime.invert`.
-        precision: of the stored weights and of the graphs' arithmetic.
-        kept_fp32: tensors kept in fp32 because they do not fit `precision`.
+        precision: of the graphs' arithmetic and, unless `storage` says otherwise, of the stored weights.
+        storage: of the stored weights, where it is not `precision`: a smaller engine that computes in fp32.
+        kept_fp32: tensors kept in fp32 because they do not fit the half precision of weights or arithmetic.
         prompts: the stored prompts.
         time_bias_size: length of a step's row of time biases.
         max_batch: largest batch of one call.
@@ -161,6 +162,7 @@ class Manifest:
     features: FeatureSpec
     sampling: SamplingConfig
     precision: Precision
+    storage: Precision | None = None
     kept_fp32: tuple[str, ...] = ()
     prompts: PromptInfo
     time_bias_size: int

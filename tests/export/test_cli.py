@@ -43,9 +43,9 @@ def test_every_option_reaches_the_export(monkeypatch, capsys):
     given: list[ExportOptions] = []
     monkeypatch.setattr(exporter, "export", lambda options, *_: given.append(options) or Path("engine"))
     arguments = (
-        "--ckpt c.ckpt --out o --force --name n --onnx --precision fp16 --max-batch 8 --optimal-batch 2 --prompt p "
-        "--negative-prompt q --tokenizer t --backbone b --layer 1 --feature-size 9x12 --lora l --lora-scale 0.5 "
-        "--lcm-unet u --sampler lcm --steps 4 --guidance-scale 1.5"
+        "--ckpt c.ckpt --out o --force --name n --onnx --precision fp16 --storage fp16 --max-batch 8 --optimal-batch 2 "
+        "--prompt p --negative-prompt q --tokenizer t --backbone b --layer 1 --feature-size 9x12 --lora l "
+        "--lora-scale 0.5 --lcm-unet u --sampler lcm --steps 4 --guidance-scale 1.5"
     )
     assert cli.main(arguments.split()) == 0
     assert given == [
@@ -56,6 +56,7 @@ def test_every_option_reaches_the_export(monkeypatch, capsys):
             name="n",
             onnx=True,
             precision=Precision.FP16,
+            storage=Precision.FP16,
             max_batch=8,
             optimal_batch=2,
             prompt="p",

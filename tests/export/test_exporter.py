@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,7 +18,9 @@ from featinv_export.options import ExportOptions
 from featinv_fast.backends import Request, load
 from featinv_fast.config import FeatureLayout, FeatureSpec, Precision, SamplingConfig
 from featinv_fast.engine import Exactness, ParityStatus, PromptInfo, open_engine
+from featinv_fast.errors import ArgumentError
 from featinv_fast.rewrites.engine_model import EngineModel
+from featinv_fast.runtime import Runtime
 
 
 def test_golden_manifest(golden, golden_checkpoint: Path, golden_engine: Path):
@@ -215,3 +218,37 @@ def test_the_default_destination_is_named_after_the_checkpoint(checkpoint_file, 
     checkpoint = checkpoint_file()
     monkeypatch.chdir(tmp_path)
     assert export(ExportOptions(checkpoint=checkpoint)) == (tmp_path / "tiny.engine").resolve()
+
+
+def test_weights_stored_in_half_precision_are_computed_with_in_fp32(tiny, checkpoint_file, tmp_path: Path, tiny_maps):
+    folder = export(
+        ExportOptions(checkpoint=checkpoint_file(), out=tmp_path / "engine", storage=Precision.FP16, onnx=True)
+    )
+    manifest = open_engine(folder).manifest
+    assert (manifest.precision, manifest.storage) == (Precision.FP32, Precision.FP16)
+    for name, tensor in load_file(folder / "weights.safetensors").items():
+        kept = name.startswith("time_embedding.") or name in manifest.kept_fp32
+        assert tensor.dtype is (torch.float32 if kept else torch.float16), name
+    # Both backends ran in fp32 and compute the same; what they lose against the checkpoint is told.
+    assert {(info.backend, info.status) for info in manifest.parity} == {
+        ("torch", ParityStatus.PASSED),
+        ("onnxruntime", ParityStatus.PASSED),
+    }
+    assert all(1e-5 < info.relative < 2e-3 for info in manifest.parity if info.graph == "denoiser")
+    assert [option.name for option in manifest.rewrites if option.exactness == "lossy"] == ["half-precision storage"]
+    assert "fp32, weights stored in fp16" in (folder / "README.md").read_text()
+    latents = [
+        Runtime(folder, backend=backend, threads=1).invert(tiny_maps[:2], steps=2, output_type="latent").images
+        for backend in ("torch", "onnxruntime")
+    ]
+    difference = np.linalg.norm(latents[0] - latents[1]) / np.linalg.norm(latents[0])
+    assert difference < 2e-5
+
+
+def test_storage_in_the_precision_of_the_arithmetic_is_nothing_special(checkpoint_file, tmp_path: Path):
+    options = ExportOptions(
+        checkpoint=checkpoint_file(), out=tmp_path / "engine", precision=Precision.BF16, storage=Precision.BF16
+    )
+    assert open_engine(export(options)).manifest.storage is None
+    with pytest.raises(ArgumentError, match="another half precision"):
+        dataclasses.replace(options, storage=Precision.FP16)
