@@ -5,6 +5,7 @@ Importing this package imports torch and nothing else; a kernel's toolchain is i
 
 from featinv_kernels.dispatch import choose, not_supported_reasons, support_table
 from featinv_kernels.errors import KernelArgumentError, KernelError, ProviderUnavailableError
+from featinv_kernels.ops.attention.op import attention
 from featinv_kernels.ops.geglu.op import geglu
 from featinv_kernels.ops.group_norm_silu.op import group_norm_silu
 from featinv_kernels.ops.sampler_step.op import sampler_step
@@ -20,6 +21,7 @@ __all__ = [
     "Provider",
     "ProviderUnavailableError",
     "Request",
+    "attention",
     "choose",
     "geglu",
     "group_norm_silu",

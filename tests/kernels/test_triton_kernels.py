@@ -6,6 +6,7 @@ The interpreter has to be switched on before Triton is imported and then holds f
 
 import os
 
+import numpy as np
 import pytest
 import torch
 
@@ -45,6 +46,27 @@ def misaligned(tensor):
     storage = torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)
     view = storage[1:].view(tensor.shape)
     return view.copy_(tensor)
+
+
+@pytest.fixture(autouse=True)
+def _bfloat16_products(monkeypatch):
+    """Triton's interpreter keeps bfloat16 as bits and multiplies matrices of those bits: give it their values."""
+    if not INTERPRETED:
+        return
+    from triton import language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    create_dot = InterpreterBuilder.create_dot
+
+    def in_fp32(handle):
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def create_dot_of_values(self, a, b, *args):
+        return create_dot(self, in_fp32(a), in_fp32(b), *args)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot_of_values)
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,8 @@ def group_norm_silu(
 ) -> Tensor:
     """Two passes: the mean, then the differences from it and their squares; `op.group_norm_silu` says the rest."""
     dtype = compute_dtype(x.dtype)
-    values = x.to(dtype).flatten(1, -2).unflatten(2, (groups, -1))  # [B, N, G, C / G]
+    batch, channels = x.shape[0], x.shape[-1]
+    values = x.to(dtype).reshape(batch, x.shape[1:-1].numel(), groups, channels // groups)  # [B, N, G, C / G]
     if channel_bias is not None:
         values = values + channel_bias.to(dtype).reshape(-1, 1, *values.shape[2:])
     centred = values - values.mean(dim=(1, 3), keepdim=True)

@@ -128,7 +128,7 @@ def group_norm_merge_kernel(
     BLOCK_PARTS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    """One program for each group (axis 0) of each item (axis 1): mean, its rounding and 1 / deviation to [B, 3, G], fp32."""
+    """One program for each group (axis 0) of each item: mean, its rounding and 1 / deviation to [B, 3, G], fp32."""
     i_group = tl.program_id(0)
     i_item = tl.program_id(1).to(tl.int64)
     o_in_group = tl.arange(0, BLOCK_CHANNELS)
