@@ -84,12 +84,12 @@ class TensorrtSession(Session):
         """Run a graph; see `Session.run`. Safe to call from several threads."""
         executions: dict[str, Execution] = self._local.__dict__.setdefault("executions", {})
         if graph not in executions:
-            with self._loading, _on(self.device):
+            with self._loading, on_gpu(self.device):
                 engine = self._engines.get(graph) or self._load(graph)
                 executions[graph] = Execution(
                     engine, self._plans[graph], self._specs[graph], self.device, self._messages
                 )
-        with _on(self.device):
+        with on_gpu(self.device):
             return executions[graph].run([x.detach() for x in inputs])
 
     def _load(self, graph: str) -> Any:
@@ -275,7 +275,7 @@ def choose_profile(profiles: Sequence[BatchProfile], batch: int) -> tuple[int, i
 
 
 @contextlib.contextmanager
-def _on(device: torch.device) -> Iterator[None]:
+def on_gpu(device: torch.device) -> Iterator[None]:
     """TensorRT works on the thread's current GPU."""
     with torch.cuda.device(device):
         yield

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 def tensorrt_problems(device: torch.device) -> list[str]:
     """Why TensorRT cannot be used on `device` here; empty when it can."""
-    if device.type != "cuda":
+    if not is_gpu(device):
         return [f"TensorRT runs on NVIDIA GPUs, not on {device}"]
     reasons = []
     try:
@@ -34,6 +34,11 @@ def tensorrt_problems(device: torch.device) -> list[str]:
         if release < OLDEST:
             reasons.append(f"TensorRT {tensorrt.__version__} is too old: install {'.'.join(map(str, OLDEST))} or newer")
     return [*reasons, *device_problems(device)]
+
+
+def is_gpu(device: torch.device) -> bool:
+    """Whether TensorRT could run on a device of this kind."""
+    return device.type == "cuda"
 
 
 def plan_target(device: torch.device) -> PlanTarget:

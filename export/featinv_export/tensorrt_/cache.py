@@ -84,7 +84,7 @@ class PlanCache:
 
     def why_missing(self, info: PlanInfo) -> str:
         """Why there is no plan for `info`: the fields in which the nearest plan of its graph differs."""
-        found = []
+        found: list[list[str]] = []
         for record in sorted(self._folder.glob(f"*/{RECORD}")):
             try:
                 other = from_dict(PlanInfo, json.loads(record.read_text(encoding="utf-8"))["info"])
@@ -94,9 +94,8 @@ class PlanCache:
                 found.append(info.differences(other))
         if not found:
             return f"no plan of {info.graph} in the cache"
-        return f"the nearest plan of {info.graph} in the cache has " + ", ".join(
-            min(found, key=len) or ["other shapes"]
-        )
+        nearest: list[str] = min(found, key=len)
+        return f"the nearest plan of {info.graph} in the cache has {', '.join(nearest) or 'other shapes'}"
 
     def _quarantine(self, entry: Path, reason: str) -> bool:
         aside = entry.with_name(f".{entry.name}.damaged-{secrets.token_hex(4)}")

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from featinv_fast.engine.plans import BatchProfile, HardwareCompatibility, PlanWeights
-from featinv_fast.errors import ArgumentError
+from featinv_fast.errors import ArgumentError, ConfigError
 
 LEVELS = range(6)  # as TensorRT counts them: longer searches, faster plans
 
@@ -16,7 +16,10 @@ class PlanOptions:
     """What TensorRT plans are asked for.
 
     Attributes:
-        profiles: batch sizes that the plans are tuned for, one range for each optimisation profile.
+        min_batch: smallest batch; what is smaller is filled up.
+        optimal_batch: the batch that kernels are tuned for; `None` is the engine's.
+        max_batch: largest batch; `None` is the engine's.
+        profiles: ranges of batch sizes in place of the one that these three make, one for each optimisation profile.
         workspace_mib: most scratch memory that a kernel may take, in MiB; `None` is all of the GPU's.
         optimization_level: 0 to 5; TensorRT's default is 3.
         weights: whether they are part of the plans, replaceable, or left out.
@@ -30,7 +33,10 @@ class PlanOptions:
         ArgumentError: values outside their range.
     """
 
-    profiles: tuple[BatchProfile, ...] = (BatchProfile(minimum=1, optimum=1, maximum=64),)
+    min_batch: int = 1
+    optimal_batch: int | None = None
+    max_batch: int | None = None
+    profiles: tuple[BatchProfile, ...] = ()
     workspace_mib: int | None = None
     optimization_level: int = 3
     weights: PlanWeights = PlanWeights.FIXED
@@ -41,8 +47,10 @@ class PlanOptions:
     build: bool = True
 
     def __post_init__(self) -> None:
-        if not self.profiles:
-            raise ArgumentError("there is no profile", given="none", expected="at least one range of batch sizes")
+        if self.profiles and (self.min_batch, self.optimal_batch, self.max_batch) != (1, None, None):
+            raise ArgumentError(
+                "batch sizes were given twice", given="profiles and single batch sizes", expected="one of the two"
+            )
         if self.optimization_level not in LEVELS:
             raise ArgumentError(
                 "the optimisation level is out of range", given=self.optimization_level, expected="0 to 5"
@@ -52,12 +60,17 @@ class PlanOptions:
                 "the workspace is out of range", given=self.workspace_mib, expected="a number of MiB from 1 on"
             )
 
-    @property
-    def max_batch(self) -> int:
-        """The largest batch of all profiles."""
-        return max(profile.maximum for profile in self.profiles)
+    def batch_profiles(self, optimal_batch: int, max_batch: int) -> tuple[BatchProfile, ...]:
+        """The profiles, for an engine of these batch sizes.
 
-    @property
-    def optimal_batch(self) -> int:
-        """The batch that the first profile is tuned for."""
-        return self.profiles[0].optimum
+        Raises:
+            ArgumentError: the batch sizes are not ordered.
+        """
+        if self.profiles:
+            return self.profiles
+        largest = self.max_batch or max_batch
+        optimum = self.optimal_batch or min(max(optimal_batch, self.min_batch), largest)
+        try:
+            return (BatchProfile(minimum=self.min_batch, optimum=optimum, maximum=largest),)
+        except ConfigError as error:
+            raise ArgumentError(error.problem, given=error.given, expected=error.expected) from error

@@ -17,9 +17,9 @@ from featinv_fast.backends.torch_ import WEIGHT_FILE
 from featinv_fast.config import Precision
 from featinv_fast.engine.files import hash_files
 from featinv_fast.engine.graphs import GraphSpec
-from featinv_fast.engine.plans import PlanInfo
+from featinv_fast.engine.plans import BatchProfile, PlanInfo
 from featinv_fast.engine.trust import cache_folder
-from featinv_fast.errors import BackendUnavailableError, ExportError
+from featinv_fast.errors import BackendUnavailableError, EngineLockedError, ExportError
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ def write_plans(
     specs: Mapping[str, GraphSpec],
     precision: Precision,
     options: PlanOptions,
+    profiles: tuple[BatchProfile, ...],
     begin: Callable[[str], None],
     detail: Callable[[str], None],
 ) -> tuple[PlanInfo, ...]:
@@ -61,6 +62,7 @@ def write_plans(
         specs: the graphs.
         precision: of the graphs.
         options: how to build.
+        profiles: of all graphs that have a batch.
         begin: is told which plan comes next.
         detail: is told what TensorRT is doing with it.
 
@@ -81,7 +83,7 @@ def write_plans(
             graph=name,
             target=target,
             precision=precision,
-            profiles=graph_profiles(spec, options.profiles),
+            profiles=graph_profiles(spec, profiles),
             graph_sha256=hashes[name + ONNX_SUFFIX].sha256,
             weights_sha256=hashes[WEIGHT_FILE].sha256,
             weights=options.weights,
@@ -91,7 +93,7 @@ def write_plans(
             optimization_level=options.optimization_level,
         )
         begin(f"building {info.file_name}")
-        shapes = shape_profiles(spec, options.profiles)
+        shapes = shape_profiles(spec, profiles)
         destination = folder / info.file_name
         if not cache.fetch(info, shapes, destination):
             reason = cache.why_missing(info)
@@ -108,7 +110,7 @@ def write_plans(
             try:
                 timings.write(built.timing_cache)
                 cache.store(info, shapes, built.plan)
-            except OSError as error:
+            except (OSError, EngineLockedError) as error:
                 logger.warning("%s is not kept for later exports, nor known as built here: %s", info.file_name, error)
         plans.append(info)
     return tuple(plans)
