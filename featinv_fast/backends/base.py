@@ -63,6 +63,9 @@ class Backend(Protocol):
 
     name: str
 
+    def problems_here(self, device: torch.device) -> list[str]:
+        """Why this backend can run no engine on `device` here; empty when it can."""
+
     def not_supported_reasons(self, request: Request) -> list[str]:
         """Why this backend cannot serve `request` here; empty when it can."""
 

@@ -131,6 +131,10 @@ class OnnxruntimeBackend:
 
     name = "onnxruntime"
 
+    def problems_here(self, device: torch.device) -> list[str]:
+        """Why onnxruntime cannot run on `device`."""
+        return provider_problems(device)
+
     def not_supported_reasons(self, request: Request) -> list[str]:
         """Why onnxruntime cannot run this engine on the requested device."""
         manifest = request.engine.manifest
@@ -145,7 +149,7 @@ class OnnxruntimeBackend:
             )
         if request.device.type == "cpu" and manifest.precision is Precision.BF16:
             reasons.append("onnxruntime has no bf16 kernels for the CPU")
-        return [*reasons, *provider_problems(request.device)]
+        return [*reasons, *self.problems_here(request.device)]
 
     def load(self, request: Request) -> OnnxruntimeSession:
         """Load the engine's graphs, lazily."""

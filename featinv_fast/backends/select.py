@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 
 import torch
 
+from featinv_fast.backends.aoti_ import AotiBackend
 from featinv_fast.backends.base import Backend, Request, Session
 from featinv_fast.backends.onnxruntime_ import OnnxruntimeBackend
 from featinv_fast.backends.torch_ import TorchBackend
@@ -13,9 +15,10 @@ from featinv_fast.errors import ArgumentError, BackendUnavailableError
 
 logger = logging.getLogger(__name__)
 
-BACKENDS: dict[str, Backend] = {b.name: b for b in (TorchBackend(), OnnxruntimeBackend())}
+BACKENDS: dict[str, Backend] = {b.name: b for b in (TorchBackend(), OnnxruntimeBackend(), AotiBackend())}
 
-# Measured: on a CPU onnxruntime takes about half of torch's time (benchmarks/results/full_size.jsonl).
+# Measured: on a CPU onnxruntime takes about half of torch's time (benchmarks/results/full_size.jsonl). AOTInductor
+# packages run where they are asked for by name: a small model's step took 0.94 of torch's time, and no GPU has run one.
 PREFERENCE = {"cpu": ("onnxruntime", "torch"), "cuda": ("torch", "onnxruntime")}
 
 
@@ -40,6 +43,11 @@ def reasons_against(request: Request) -> dict[str, list[str]]:
     return {name: backend.not_supported_reasons(request) for name, backend in BACKENDS.items()}
 
 
+def preferred(device: torch.device, reasons: Mapping[str, Sequence[str]]) -> str | None:
+    """The backend that `backend="auto"` takes, given the reasons against each; `None` where none can serve."""
+    return next((name for name in PREFERENCE.get(device.type, ()) if not reasons[name]), None)
+
+
 def load(request: Request, backend: str = "auto") -> Session:
     """Load an engine with the backend asked for, or with the best that can serve the request.
 
@@ -52,12 +60,11 @@ def load(request: Request, backend: str = "auto") -> Session:
             "unknown backend", given=repr(backend), expected=["auto", *BACKENDS], remedy="name one of these"
         )
     reasons = reasons_against(request)
-    order = PREFERENCE.get(request.device.type, tuple(BACKENDS)) if backend == "auto" else (backend,)
-    for name in order:
-        if not reasons[name]:
-            session = BACKENDS[name].load(request)
-            logger.info("running %s on %s with %s", request.engine.path, session.device, name)
-            return session
+    name = preferred(request.device, reasons) if backend == "auto" else backend
+    if name is not None and not reasons[name]:
+        session = BACKENDS[name].load(request)
+        logger.info("running %s on %s with %s", request.engine.path, session.device, name)
+        return session
     asked = "no backend" if backend == "auto" else f"not the backend {backend!r}"
     raise BackendUnavailableError(
         f"{asked} can run this engine here",

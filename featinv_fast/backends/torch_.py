@@ -53,13 +53,13 @@ class TorchSession(Session):
 
     def run(self, graph: str, *inputs: Tensor) -> Tensor:
         """Run a graph; see `Session.run`."""
-        with _threads(self.threads), torch.inference_mode():
+        with limited_threads(self.threads), torch.inference_mode():
             output: Tensor = self.graphs[graph](*inputs)
         return output
 
 
 @contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def limited_threads(count: int | None) -> Iterator[None]:
     """Torch's thread count is one of the process: it is set for a call and given back."""
     if count is None:
         yield
@@ -77,9 +77,13 @@ class TorchBackend:
 
     name = "torch"
 
+    def problems_here(self, device: torch.device) -> list[str]:
+        """Why torch cannot run on `device`."""
+        return device_problems(device)
+
     def not_supported_reasons(self, request: Request) -> list[str]:
         """Why torch cannot run on the requested device."""
-        return device_problems(request.device)
+        return self.problems_here(request.device)
 
     def load(self, request: Request) -> TorchSession:
         """Load the engine's weights into the rewritten networks."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from featinv_fast.backends import Request, device_problems, provider_problems, reasons_against
+from featinv_fast.backends import BACKENDS, Request, preferred, reasons_against
 from featinv_fast.engine import open_engine
 from featinv_kernels import support_table
 
@@ -38,7 +38,8 @@ def doctor(engine: Path | None = None) -> dict[str, Any]:
 
     Returns:
         "system", "packages" (name -> version or None), "gpus", "backends" (device -> backend -> reasons against it),
-        "kernels" (the support table of the fused operations) and, for an engine, "engine".
+        "kernels" (the support table of the fused operations) and, for an engine, "engine" and "automatic" (device ->
+        the backend that is taken where none is named, or None).
 
     Raises:
         EngineError: the engine cannot be opened.
@@ -54,7 +55,7 @@ def doctor(engine: Path | None = None) -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "backends": {
-            device.type: {"torch": device_problems(device), "onnxruntime": provider_problems(device)}
+            device.type: {name: backend.problems_here(device) for name, backend in BACKENDS.items()}
             for device in devices
         },
         "kernels": support_table(),
@@ -69,6 +70,7 @@ def doctor(engine: Path | None = None) -> dict[str, Any]:
             "files": {name: info.size for name, info in manifest.files.items()},
         }
         report["backends"] = {device.type: reasons_against(Request(engine=folder, device=device)) for device in devices}
+        report["automatic"] = {d.type: preferred(d, report["backends"][d.type]) for d in devices}
     return report
 
 
@@ -94,7 +96,8 @@ def describe(report: dict[str, Any]) -> str:
     lines += ["", "backends for this engine" if "engine" in report else "backends"]
     for device, backends in report["backends"].items():
         for name, reasons in backends.items():
-            lines.append(f"  {device:5} {name:12} {'ready' if not reasons else 'no: ' + '; '.join(reasons)}")
+            taken = " (taken where none is named)" if report.get("automatic", {}).get(device) == name else ""
+            lines.append(f"  {device:5} {name:12} {f'ready{taken}' if not reasons else 'no: ' + '; '.join(reasons)}")
     lines += ["", "fused operations"]
     for (op, provider, device), rows in itertools.groupby(
         report["kernels"], key=lambda row: (row["op"], row["provider"], row["device"])

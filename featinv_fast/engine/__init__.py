@@ -5,6 +5,7 @@ from featinv_fast.engine.graphs import Dim, GraphSpec, TensorSpec, graph_specs
 from featinv_fast.engine.install import Stage, staging
 from featinv_fast.engine.manifest import (
     FORMAT_VERSION,
+    AotiInfo,
     Exactness,
     FileInfo,
     Manifest,
@@ -17,6 +18,7 @@ from featinv_fast.engine.manifest import (
 
 __all__ = [
     "FORMAT_VERSION",
+    "AotiInfo",
     "Dim",
     "EngineFolder",
     "Exactness",

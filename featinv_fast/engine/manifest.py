@@ -114,6 +114,23 @@ class ParityInfo:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AotiInfo:
+    """What the AOTInductor packages of an engine were compiled for: they are native code and run there alone.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        platform: operating system and machine, e.g. "linux x86_64".
+        target: "x86-64-v3" (AVX2) for a CPU; the GPU's compute capability, e.g. "sm_90".
+        torch: the version of torch, with what it was built for, e.g. "2.11.0+cu130".
+    """
+
+    device: str
+    platform: str
+    target: str
+    torch: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceInfo:
     """The checkpoint that the engine was made from.
 
@@ -150,6 +167,7 @@ class Manifest:
         adaptations: files fused into the weights, e.g. an LCM-LoRA.
         parity: comparisons with the eager model.
         plans: what its TensorRT plans were built for.
+        aoti: what the AOTInductor packages were compiled for; `None` where there are none.
         source: the checkpoint.
         tools: versions of what made the engine.
         files: every file of the folder but the manifest and its checksum; filled in at installation.
@@ -172,6 +190,7 @@ class Manifest:
     adaptations: tuple[str, ...] = ()
     parity: tuple[ParityInfo, ...] = ()
     plans: tuple[PlanInfo, ...] = ()
+    aoti: AotiInfo | None = None
     source: SourceInfo
     tools: dict[str, str]
     files: dict[str, FileInfo] = dataclasses.field(default_factory=dict)

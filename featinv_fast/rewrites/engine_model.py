@@ -125,13 +125,14 @@ def share_copy(module: M) -> M:
     return copy.deepcopy(module, memo={id(p): p for p in module.parameters()})
 
 
-def storage_dtypes(model: EngineModel, precision: Precision, kept_fp32: tuple[str, ...] = ()) -> dict[str, torch.dtype]:
-    """In which dtype each tensor of an engine is stored.
+def storage_dtype(name: str, precision: Precision, kept_fp32: tuple[str, ...] = ()) -> torch.dtype:
+    """In which dtype a tensor of an engine is stored.
 
     Half precision leaves in fp32 what runs once per call (the time embedding) and what does not fit (`kept_fp32`).
     """
-    half = DTYPES[precision]
-    return {
-        name: torch.float32 if name.startswith("time_embedding.") or name in kept_fp32 else half
-        for name in model.state_dict()
-    }
+    return torch.float32 if name.startswith("time_embedding.") or name in kept_fp32 else DTYPES[precision]
+
+
+def storage_dtypes(model: EngineModel, precision: Precision, kept_fp32: tuple[str, ...] = ()) -> dict[str, torch.dtype]:
+    """In which dtype each tensor of an engine is stored: `storage_dtype` by name."""
+    return {name: storage_dtype(name, precision, kept_fp32) for name in model.state_dict()}

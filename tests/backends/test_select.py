@@ -44,7 +44,7 @@ def test_c6_a_missing_device_is_refused_with_every_reason(no_gpu, engine, backen
     with pytest.raises(BackendUnavailableError) as caught:
         Runtime(engine, backend=backend, device="cuda")
     assert isinstance(caught.value, RuntimeError)
-    assert list(caught.value.reasons) == ["torch", "onnxruntime"]
+    assert set(caught.value.reasons) == set(BACKENDS)
     assert caught.value.reasons["torch"] == ["this build of torch has no CUDA"]
     assert "no CUDAExecutionProvider" in caught.value.reasons["onnxruntime"][0]
     for why in caught.value.reasons.values():
@@ -104,7 +104,8 @@ def test_c6_several_reasons_are_all_listed(no_gpu, engine):
 def test_c6_bf16_graphs_have_no_kernels_on_a_cpu(tiny_engine, restage, tmp_path):
     half = open_engine(restage(tiny_engine, tmp_path / "half.engine", precision=Precision.BF16))
     reasons = reasons_against(Request(engine=half, device=CPU))
-    assert reasons == {"torch": [], "onnxruntime": ["onnxruntime has no bf16 kernels for the CPU"]}
+    assert reasons["torch"] == []
+    assert reasons["onnxruntime"] == ["onnxruntime has no bf16 kernels for the CPU"]
     assert reasons_against(Request(engine=half, device=CPU, precision=Precision.BF16)) == reasons
 
 
@@ -143,15 +144,15 @@ def test_devices_by_name(monkeypatch):
 
 
 def test_backends_by_name(engine):
-    for name in BACKENDS:
+    for name in ("torch", "onnxruntime"):
         assert load(Request(engine=engine, device=CPU), name).backend == name
     with pytest.raises(ArgumentError, match="onnxruntime"):
-        load(Request(engine=engine, device=CPU), "tensorrt")
+        load(Request(engine=engine, device=CPU), "openvino")
 
 
-def test_every_preference_is_a_backend():
+def test_every_preference_is_a_backend_and_packages_run_only_where_they_are_named():
     for names in PREFERENCE.values():
-        assert set(names) == set(BACKENDS)
+        assert {"torch", "onnxruntime"} <= set(names) <= set(BACKENDS) - {"aoti"}
 
 
 def test_an_engine_without_what_a_backend_needs(tiny_engine, engine):

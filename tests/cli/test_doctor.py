@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 import torch
 
+from featinv_fast.backends import BACKENDS
 from featinv_fast.commands.doctor import can_serve
 
 
@@ -28,7 +29,10 @@ def test_without_an_engine(featinv):
     assert report["packages"]["torch"] == importlib.metadata.version("torch")
     assert report["packages"]["onnxruntime-gpu"] is None
     assert report["gpus"] == []
-    assert report["backends"]["cpu"] == {"torch": [], "onnxruntime": []}
+    assert report["backends"]["cpu"]["torch"] == report["backends"]["cpu"]["onnxruntime"] == []
+    assert set(report["backends"]["cpu"]) == set(report["backends"]["cuda"]) == set(BACKENDS)
+    assert report["backends"]["cuda"]["aoti"] == ["this build of torch has no CUDA"]
+    assert "automatic" not in report
     assert report["backends"]["cuda"]["torch"] == ["this build of torch has no CUDA"]
     assert "onnxruntime-gpu" in report["backends"]["cuda"]["onnxruntime"][0]
     assert {row["op"] for row in report["kernels"]} == {"sampler_step", "to_uint8"}
@@ -51,10 +55,15 @@ def test_with_an_engine(featinv, tiny_engine):
     assert report["engine"]["precision"] == "fp32"
     sizes = {path.name: path.stat().st_size for path in tiny_engine.iterdir() if not path.name.startswith("manifest")}
     assert report["engine"]["files"] == sizes
-    assert report["backends"]["cpu"] == {"torch": [], "onnxruntime": []}
+    assert report["backends"]["cpu"]["torch"] == report["backends"]["cpu"]["onnxruntime"] == []
+    assert report["backends"]["cpu"]["aoti"] == ["the engine has no AOTInductor packages: export it with --aoti"]
+    assert report["automatic"] == {"cpu": "onnxruntime", "cuda": None}
     text = featinv("doctor", "--engine", tiny_engine).out
     assert f"engine {tiny_engine}" in text
     assert "every byte as exported" in text
+    ready = [line.split() for line in text.splitlines() if "ready" in line]
+    assert ["cpu", "torch", "ready"] in ready
+    assert ["cpu", "onnxruntime", "ready", "(taken", "where", "none", "is", "named)"] in ready
 
 
 def test_c6_every_reason_against_a_backend_is_listed(featinv, tiny_engine, restage, tmp_path, monkeypatch):
