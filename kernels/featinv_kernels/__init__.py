@@ -8,8 +8,12 @@ from featinv_kernels.errors import KernelArgumentError, KernelError, ProviderUna
 from featinv_kernels.ops.attention.op import attention
 from featinv_kernels.ops.geglu.op import geglu
 from featinv_kernels.ops.group_norm_silu.op import group_norm_silu
+from featinv_kernels.ops.resize_conv.op import resize_conv
+from featinv_kernels.ops.resize_conv.weights import tap_weights
 from featinv_kernels.ops.sampler_step.op import sampler_step
 from featinv_kernels.ops.to_uint8.op import to_uint8
+from featinv_kernels.ops.upsample_conv.op import upsample_conv
+from featinv_kernels.ops.upsample_conv.weights import phase_weights
 from featinv_kernels.spec import OPS, Case, OpSpec, Provider, Request
 
 __all__ = [
@@ -26,7 +30,11 @@ __all__ = [
     "geglu",
     "group_norm_silu",
     "not_supported_reasons",
+    "phase_weights",
+    "resize_conv",
     "sampler_step",
     "support_table",
+    "tap_weights",
     "to_uint8",
+    "upsample_conv",
 ]
