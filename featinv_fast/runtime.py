@@ -16,7 +16,7 @@ from featinv_fast.backends import Request, Session, reasons_against, resolve_dev
 from featinv_fast.batching import Compute, Executor
 from featinv_fast.config import FeatureLayout, Precision, to_dict
 from featinv_fast.engine import EngineFolder, open_engine
-from featinv_fast.errors import EngineNotFoundError, NumericalError, OutOfMemoryError
+from featinv_fast.errors import NumericalError, OutOfMemoryError
 from featinv_fast.features import FeatureStatisticsWarning, check_statistics, normalise
 from featinv_fast.inversion import Inversion, InversionInterrupted, OutputType, RunFlags, convert_images
 from featinv_fast.job import Job, non_finite_errors
@@ -31,7 +31,8 @@ class Runtime:
     Calls from several threads are served one after another.
 
     Args:
-        engine: an engine folder, made by `featinv-export`.
+        engine: an engine folder, made by `featinv-export`. `None` opens the built-in engine, which inverts the features
+            of `featinv_fast.demo.backbone()` in few steps.
         backend: "torch", "onnxruntime", or "auto" for the best that runs here.
         device: "cpu", "cuda", "cuda:N", or "auto" for the first NVIDIA GPU, else the CPU.
         precision: "fp32", "fp16", "bf16", or "auto" for the engine's own.
@@ -53,11 +54,9 @@ class Runtime:
         threads: int | None = None,
     ) -> None:
         if engine is None:
-            raise EngineNotFoundError(
-                "no engine was named, and this version has no built-in one",
-                expected="the path of an engine folder, as in Runtime('convnext.engine')",
-                remedy="make one with `featinv-export --ckpt convnext.safetensors --out convnext.engine`",
-            )
+            from featinv_fast.demo.builtin import load_engine
+
+            engine = load_engine()
         self.engine = engine if isinstance(engine, EngineFolder) else open_engine(engine)
         self._request = Request(
             engine=self.engine,

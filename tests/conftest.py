@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,8 +26,10 @@ from featinv_fast.checkpoints.infer import infer_config
 from featinv_fast.checkpoints.ldm import LAYOUT as LDM
 from featinv_fast.checkpoints.recipe import Recipe
 from featinv_fast.config import AutoencoderConfig, ModelConfig, to_dict
+from featinv_fast.demo import builtin
 from featinv_fast.engine import open_engine, staging
 from featinv_fast.errors import EngineExistsError, EngineLockedError
+from featinv_fast.features import small_backbones
 from featinv_fast.models import FeatInv
 
 # Workers of xdist share the cores: threads beyond them would spin against each other and cost minutes.
@@ -237,6 +240,33 @@ def make_engine(
 def tiny_engine(make_engine: Callable[..., Path]) -> Path:
     """An engine with ONNX graphs: maps [6, 5, 5] in, images of 16 pixels out, 3 steps. Do not change it."""
     return make_engine(metadata={"feature_shape": "6x5x5", "steps": "3"}, onnx=True)
+
+
+@pytest.fixture(scope="session")
+def stand_ins(
+    make_engine: Callable[..., Path], tiny_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder like the built-in engine's, with random weights and images of 16 pixels. Do not change it."""
+    folder = tmp_path_factory.mktemp("built_in") / "engine"
+    config = dataclasses.replace(tiny_config, feature_channels=256)
+    for name, sampler, steps in (("teacher", "ddim", "5"), ("student", "lcm", "2")):
+        metadata = {"feature_shape": "256x4x4", "sampler": sampler, "steps": steps, "guidance_scale": "1.0"}
+        shutil.copytree(make_engine(config, metadata, name=f"scenes, {name}"), folder / name)
+    small_backbones.register()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        backbone = timm.create_model("featinv_convnext", num_classes=20)
+    halves = {name: tensor.half() for name, tensor in backbone.state_dict().items()}
+    save_file(halves, folder / "backbone.safetensors")
+    (folder / "results.json").write_text('{"scenes": 512}')
+    return folder
+
+
+@pytest.fixture
+def installed(stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`stand_ins` in the place of what the package ships."""
+    monkeypatch.setattr(builtin, "FOLDER", stand_ins)
+    return stand_ins
 
 
 @pytest.fixture(scope="session")

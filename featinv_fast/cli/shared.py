@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from featinv_fast.engine import EngineFolder
     from featinv_fast.runtime import Runtime
 
 DONE, FAILED, USAGE, PARTIAL, INTERRUPTED = 0, 1, 2, 3, 130
@@ -30,12 +31,12 @@ def add_backbone_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone-weights", metavar="FILE", help="local weights of the backbone, or random:SEED")
 
 
-def open_runtime(options: argparse.Namespace) -> Runtime:
-    """The runtime that `add_running_options` and `--engine` describe."""
+def open_runtime(options: argparse.Namespace, engine: EngineFolder | None = None) -> Runtime:
+    """The runtime that `add_running_options` describes, of `engine` or of the engine that `--engine` names."""
     from featinv_fast.runtime import Runtime
 
     return Runtime(
-        options.engine,
+        options.engine if engine is None else engine,
         backend=options.backend,
         device=options.device,
         precision=options.precision,

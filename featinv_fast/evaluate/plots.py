@@ -18,11 +18,16 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def curves(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows over all images by sampler and guidance, each list ordered by steps; rows without images left out."""
+    """The rows over all images by sampler and guidance, each list ordered by steps; rows without images left out.
+
+    Where there are several engines, their names tell them apart.
+    """
+    shown = [row for row in rows if row.kind is Kind.ENGINE and row.group is None and row.cosine is not None]
+    several = len({row.engine for row in shown}) > 1
     found: dict[str, list[Row]] = {}
-    for row in rows:
-        if row.kind is Kind.ENGINE and row.group is None and row.cosine is not None:
-            found.setdefault(f"{row.sampler}, guidance {row.guidance_scale:g}", []).append(row)
+    for row in shown:
+        engine = f", {row.engine}" if several else ""
+        found.setdefault(f"{row.sampler}, guidance {row.guidance_scale:g}{engine}", []).append(row)
     return {name: sorted(members, key=lambda row: row.steps or 0) for name, members in sorted(found.items())}
 
 

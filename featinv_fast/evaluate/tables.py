@@ -14,7 +14,9 @@ def summary_cells(rows: Sequence[Row]) -> list[list[str]]:
     """A head and a line for each setting over all images."""
     rows = [row for row in rows if row.group is None]
     distances = list(dict.fromkeys(name for row in rows for name in row.distances))
-    lines = [["setting", "n", "cosine", "median", "of ceiling", "top-1", "top-5", "ms/image", *distances]]
+    with_ceiling = any(row.share_of_ceiling is not None for row in rows)
+    share = ["of ceiling"] if with_ceiling else []
+    lines = [["setting", "n", "cosine", "median", *share, "top-1", "top-5", "ms/image", *distances]]
     for row in rows:
         milliseconds = None if row.seconds_per_image is None else 1000 * row.seconds_per_image
         lines.append(
@@ -23,7 +25,7 @@ def summary_cells(rows: Sequence[Row]) -> list[list[str]]:
                 f"{row.n} ({row.failed} failed)" if row.failed else str(row.n),
                 _written(row.cosine.mean if row.cosine else None, ".4f"),
                 _written(row.cosine.median if row.cosine else None, ".4f"),
-                _written(row.share_of_ceiling, ".1%"),
+                *([_written(row.share_of_ceiling, ".1%")] if with_ceiling else []),
                 _written(row.top1, ".1%"),
                 _written(row.top5, ".1%"),
                 _written(milliseconds, ".1f"),

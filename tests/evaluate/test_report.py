@@ -109,6 +109,14 @@ def test_summary_table(report):
     assert lines[4][-1] == "-"
 
 
+def test_without_a_ceiling_there_is_no_share_of_it(report):
+    rows = [dataclasses.replace(row, share_of_ceiling=None) for row in report.rows if row.kind != "autoencoder"]
+    assert "of ceiling" in summary_cells(report.rows)[0]
+    head, *lines = summary_cells(rows)
+    assert "of ceiling" not in head
+    assert {len(line) for line in lines} == {len(head)}
+
+
 def test_group_table(report):
     head, *lines = group_cells(report.rows)
     assert head == ["group", "n", *LABELS[:3], "autoencoder (ceiling)"]
@@ -130,6 +138,16 @@ def test_curves_go_by_sampler_and_guidance(report):
         "lcm, guidance 1": [4],
     }
     assert lines["ddim, guidance 1.75"][0].cosine.mean < lines["ddim, guidance 1.75"][1].cosine.mean
+
+
+def test_curves_of_several_engines_are_told_apart(report):
+    student = [dataclasses.replace(row, engine="student") for row in report.rows if row.label == "DDIM-2 g=1.75"]
+    lines = curves([*report.rows, *student])
+    assert {name: [row.steps for row in rows] for name, rows in lines.items()} == {
+        "ddim, guidance 1.75, blurring": [2, 8],
+        "ddim, guidance 1.75, student": [2],
+        "lcm, guidance 1, blurring": [4],
+    }
 
 
 def test_the_plot_shows_every_curve(report):

@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 
 from featinv_fast import Runtime
+from featinv_fast.demo import builtin
 from featinv_fast.engine import open_engine
 from featinv_fast.errors import BackendUnavailableError, EngineIntegrityError, EngineNotFoundError
 
@@ -22,10 +23,40 @@ def copy(tiny_engine, tmp_path) -> Path:
     return Path(shutil.copytree(tiny_engine, tmp_path / "copy.engine"))
 
 
-def test_without_an_engine_the_command_that_makes_one_is_named():
-    with pytest.raises(EngineNotFoundError, match="featinv-export --ckpt") as caught:
+@pytest.fixture
+def built_in(tiny_engine, tmp_path, monkeypatch) -> Path:
+    """A copy of the tiny engine in the place of the built-in one."""
+    monkeypatch.setattr(builtin, "FOLDER", tmp_path / "installed")
+    return Path(shutil.copytree(tiny_engine, tmp_path / "installed" / "student"))
+
+
+def test_without_an_engine_the_built_in_one_is_opened(built_in, tiny_maps):
+    runtime = Runtime(backend="torch")
+    assert runtime.engine.path == built_in
+    assert runtime.invert(tiny_maps[:1]).ok.all()
+
+
+def test_a_package_without_the_built_in_engine_says_so(built_in):
+    shutil.rmtree(built_in)
+    with pytest.raises(EngineNotFoundError, match="install featinv-fast again") as caught:
         Runtime()
     assert isinstance(caught.value, FileNotFoundError)
+    assert "featinv-export --ckpt" in str(caught.value)
+
+
+def test_c1_a_damaged_built_in_engine_is_refused(built_in):
+    (built_in / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(EngineIntegrityError, match=r"weights\.safetensors"):
+        Runtime()
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
+def test_c2_files_linked_by_an_installer_are_the_packages_own(built_in, tmp_path, tiny_maps, backend):
+    for path in built_in.iterdir():
+        (tmp_path / f"cached {path.name}").hardlink_to(path)
+    assert Runtime(backend=backend, threads=1).invert(tiny_maps[:1], steps=1).ok.all()
+    with pytest.raises(EngineIntegrityError, match="hard link"):
+        Runtime(built_in)
 
 
 def test_a_folder_without_an_engine(tmp_path):

@@ -1,0 +1,1 @@
+"""The built-in engine from nothing: train by the recipes, export, measure on held-out scenes, write the model card."""

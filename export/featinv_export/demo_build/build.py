@@ -1,0 +1,123 @@
+"""The stages of a build: train, export, measure, install."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import featinv_fast.demo.recipes
+from featinv_export.demo_build.card import card
+from featinv_export.demo_build.measure import measure
+from featinv_export.demo_build.options import CARD, PICTURES, PLOT, RECIPES, BuildOptions, Stage
+from featinv_export.exporter import export
+from featinv_export.options import ExportOptions
+from featinv_fast.checkpoints.writer import write_safetensors
+from featinv_fast.config import Precision
+from featinv_fast.demo import builtin
+from featinv_fast.errors import ExportError
+from featinv_fast.train import read_recipe, run
+
+logger = logging.getLogger(__name__)
+
+# The package's index takes no larger files and a clone should stay quick.
+LARGEST_BYTES = 16_000_000
+
+
+def build(options: BuildOptions) -> Path:
+    """Make the built-in engine.
+
+    Args:
+        options: what to build, and where.
+
+    Returns:
+        The installed folder.
+
+    Raises:
+        FeatInvError: see `featinv_fast.train.run`, `featinv_export.exporter.export` and `featinv_fast.evaluate`.
+    """
+    stages: dict[Stage, Callable[[BuildOptions], None]] = {
+        Stage.TRAIN: train,
+        Stage.EXPORT: export_engines,
+        Stage.MEASURE: measure,
+        Stage.INSTALL: install,
+    }
+    for stage in list(stages)[list(stages).index(options.from_stage) :]:
+        logger.info("stage %s", stage)
+        stages[stage](options)
+    return options.out
+
+
+def train(options: BuildOptions) -> None:
+    """Run every recipe whose result is not there yet."""
+    for name in RECIPES:
+        if not options.checkpoint(name).exists():
+            recipe = read_recipe(featinv_fast.demo.recipes.FOLDER / f"{name}.toml", options.changes_of(name))
+            run(recipe, root=options.root, progress=options.progress)
+
+
+def export_engines(options: BuildOptions) -> None:
+    """Export all models, and the backbone, with weights in fp16: computed with in fp32 they take half the space.
+
+    ONNX graphs come with the student alone: the teacher's would not fit into the package.
+    """
+    engines = {
+        "teacher": ("controlnet", "scenes, teacher"),
+        "consistency": ("consistency", "scenes, consistency student"),
+        "trajectory": ("trajectory", "scenes, trajectory student"),
+        "pooled": ("pooled", "scenes, teacher on pooled features"),
+        "stage1": ("stage1", "scenes, teacher on stage 1"),
+    }
+    for folder, (recipe, name) in engines.items():
+        export(
+            ExportOptions(
+                checkpoint=options.checkpoint(recipe),
+                out=options.engines / folder,
+                name=name,
+                onnx=options.onnx and folder == options.student,
+                storage=Precision.FP16,
+                optimal_batch=16,
+                force=True,
+            )
+        )
+    _halve(options.checkpoint("backbone"), options.engines / builtin.BACKBONE)
+
+
+def install(options: BuildOptions) -> None:
+    """Put the two engines, the backbone, the figures and the model card into place.
+
+    Raises:
+        ExportError: the files are larger than the package should be.
+    """
+    results = json.loads((options.measured / builtin.RESULTS).read_text(encoding="utf-8"))
+    sources = {
+        "teacher": options.engines / "teacher",
+        "student": options.engines / options.student,
+        builtin.BACKBONE: options.engines / builtin.BACKBONE,
+        **{name: options.measured / name for name in (builtin.RESULTS, PLOT, PICTURES)},
+    }
+    size = sum(path.stat().st_size for source in sources.values() for path in [source, *source.rglob("*")])
+    if size > LARGEST_BYTES:
+        raise ExportError("the built-in engine is too large", given=f"{size:,} bytes", expected=f"{LARGEST_BYTES:,}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name, source in sources.items():
+        target = options.out / name
+        if source.is_dir():
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(source, target)
+        else:
+            shutil.copyfile(source, target)
+    (options.out / CARD).write_text(card(results, options), encoding="utf-8")
+
+
+def _halve(source: Path, target: Path) -> None:
+    """Copy a weight file with its floating-point tensors in fp16."""
+    from safetensors import safe_open
+
+    with safe_open(source, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- it is no mapping
+        metadata = file.metadata() or {}
+    halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    write_safetensors(target, halves, metadata)

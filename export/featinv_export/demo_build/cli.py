@@ -1,0 +1,67 @@
+"""The command line of `python -m featinv_export.demo_build`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from featinv_export.demo_build.options import BuildOptions, Stage
+from featinv_fast.errors import ArgumentError, FeatInvError
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Build; the exit code is 0 for done, 1 for failed, 2 for wrong usage, 130 for interrupted."""
+    parsed = vars(_parser().parse_args(arguments))
+    parsed["progress"], parsed["onnx"] = not parsed.pop("quiet"), not parsed.pop("no_onnx")
+    try:
+        options = BuildOptions(**{name: value for name, value in parsed.items() if value is not None})
+        # Here and not above, so that --help and usage errors do not wait for torch.
+        from featinv_export.demo_build.build import build
+
+        folder = build(options)
+    except KeyboardInterrupt:
+        print("demo_build: interrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    except (FeatInvError, OSError) as error:
+        print(f"demo_build: {error}", file=sys.stderr)
+        return USAGE if isinstance(error, ArgumentError) else FAILED
+    print(folder)
+    return DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m featinv_export.demo_build",
+        description="Make featinv-fast's built-in engine from nothing: train, export, measure, install. Whatever is in "
+        "ROOT already is not made again; a killed run goes on from its last checkpoint.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--root", type=Path, required=True, help="folder for checkpoints, caches and logs (some GB)")
+    add(
+        "--out", type=Path, metavar="DIR", help="where to install (default: the package's own featinv_fast/demo/engine)"
+    )
+    add(
+        "--from-stage",
+        type=Stage,
+        choices=list(Stage),
+        metavar="|".join(Stage),
+        help="begin here, with what the stages before left in ROOT",
+    )
+    add(
+        "--set",
+        dest="changes",
+        action="append",
+        default=[],
+        metavar="[RECIPE:]KEY=VALUE",
+        help="replace a value of one recipe or of all, as in base:training.steps=100",
+    )
+    add("--student", metavar="RECIPE", help="the distillation to install: consistency (default) or trajectory")
+    add("--scenes", type=int, metavar="N", help="test scenes to measure on (default: 512)")
+    add("--no-onnx", action="store_true", help="write no ONNX graphs")
+    add("--quiet", action="store_true", help="no progress bars")
+    return parser

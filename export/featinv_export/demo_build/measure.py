@@ -1,0 +1,213 @@
+"""What the engines are worth on held-out scenes: tables of `evaluate.Row`, a plot and a page of pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from featinv_export.demo_build.options import PICTURES, PLOT, BuildOptions
+from featinv_export.weights import weight_index
+from featinv_fast import demo
+from featinv_fast.config import to_dict
+from featinv_fast.demo import builtin
+from featinv_fast.evaluate import (
+    WORLD_DISTANCE,
+    Classifier,
+    Example,
+    Inverter,
+    Kind,
+    Picture,
+    Pooled,
+    PooledFeatures,
+    Report,
+    Row,
+    Setting,
+    autoencoder_of,
+    evaluate,
+    picture_page,
+    quality_plot,
+)
+from featinv_fast.features import Backbone
+from featinv_fast.inversion import Inversion
+from featinv_fast.runtime import Runtime
+
+# How each engine is sampled.
+SAMPLERS = {
+    "teacher": ("ddim:50", "ddim:20", "ddim:10", "ddim:5", "dpm++2m:20", "dpm++2m:10", "dpm++2m:5"),
+    "consistency": ("lcm:1", "lcm:2", "lcm:4", "lcm:8"),
+    "trajectory": ("ddim:4",),
+}
+TEACHER = "DDIM-50"
+STUDENT = {"consistency": "LCM-4", "trajectory": "DDIM-4"}
+NATURAL = "natural"
+BATCH = 32
+PICTURED = 8
+# The parts of a model that an engine stores.
+PARTS = ("condition_encoder", "denoiser.controlnet", "denoiser.unet", "decoder")
+
+
+def measure(options: BuildOptions) -> None:
+    """Measure everything and write the figures, the plot and the pictures to `options.measured`."""
+    bench = _Bench(options)
+    samplers = {engine: bench.samplers(engine) for engine in SAMPLERS}
+    teacher = samplers["teacher"]
+    tables = {
+        "samplers": [
+            *teacher.rows,
+            *(row for name in STUDENT for row in samplers[name].rows if row.kind is Kind.ENGINE),
+        ],
+        "baselines": [teacher.row(TEACHER), bench.pooled()],
+        "stages": [teacher.row(TEACHER), teacher.row("autoencoder"), *bench.stages()],
+        "robustness": bench.robustness(),
+    }
+    results: dict[str, Any] = {
+        "student": options.student,
+        "scenes": options.scenes,
+        "parameters": _parameters(options),
+        "accuracy": bench.accuracy(),
+        **{name: [to_dict(row) for row in rows] for name, rows in tables.items()},
+    }
+    options.measured.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(results, indent=1, allow_nan=False) + "\n"
+    (options.measured / builtin.RESULTS).write_text(text, encoding="utf-8")
+    quality_plot(tables["samplers"]).save(options.measured / PLOT, optimize=True)
+    page = _pictures(teacher, samplers[options.student], STUDENT[options.student])
+    page.save(options.measured / PICTURES, quality=90)
+
+
+class _Bench:
+    """The engines, the backbone as it is shipped, and the scenes."""
+
+    def __init__(self, options: BuildOptions) -> None:
+        self.options = options
+        self.final = self.backbone("final")
+        self.scenes = demo.load_scenes(options.scenes)
+        self.autoencoder = autoencoder_of(options.checkpoint("controlnet"), batch_size=BATCH)
+
+    def backbone(self, layer: str) -> Backbone:
+        return Backbone(builtin.backbone_spec(layer), weights=self.options.engines / builtin.BACKBONE)
+
+    def runtime(self, engine: str) -> Runtime:
+        # One backend for all, so that their times can be compared.
+        return Runtime(self.options.engines / engine, backend="torch", device="cpu")
+
+    def samplers(self, engine: str) -> Report:
+        """An engine in all its settings; the teacher's report also has the ceiling and the floor."""
+        return evaluate(
+            self.runtime(engine),
+            self.final,
+            self.examples(),
+            [Setting.parse(text) for text in SAMPLERS[engine]],
+            autoencoder=self.autoencoder if engine == "teacher" else None,
+            spaces=[PooledFeatures(self.final, name=WORLD_DISTANCE)],
+            batch_size=BATCH,
+            pictures=PICTURED,
+            progress=self.options.progress,
+        )
+
+    def pooled(self) -> Row:
+        """The baseline that sees one vector for the whole image, judged by the final map as the spatial one is."""
+        return self.judged(self.runtime("pooled"), Pooled(self.final), self.final).row(TEACHER)
+
+    def stages(self) -> list[Row]:
+        """An engine of an earlier stage, judged by the final map, and then by the features that it inverts."""
+        stage, runtime = self.backbone("1"), _Remembering(self.runtime("stage1"))
+        by_final = self.judged(runtime, stage, self.final)
+        by_own = self.judged(runtime, stage, stage)
+        return [by_final.row(TEACHER), by_own.row(TEACHER), by_own.row("autoencoder")]
+
+    def judged(self, runtime: Inverter, backbone: Classifier, judge: Classifier) -> Report:
+        """50 steps of a teacher, with the ceiling of the judge's features."""
+        return evaluate(
+            runtime,
+            backbone,
+            self.examples(),
+            [Setting(sampler="ddim", steps=50)],
+            judge=judge,
+            autoencoder=self.autoencoder,
+            spaces=[PooledFeatures(self.final, name=WORLD_DISTANCE)],
+            batch_size=BATCH,
+            progress=self.options.progress,
+        )
+
+    def robustness(self) -> list[Row]:
+        """The student on what no training has seen, a row for each variant of the scenes.
+
+        A reconstruction is compared with the styled or corrupted image, as that is what its features came from.
+        """
+        examples = (Example(image=image, group=name) for name, images in self.variants() for image in images)
+        runtime = self.runtime(self.options.student)
+        report = evaluate(runtime, self.final, examples, batch_size=BATCH, progress=self.options.progress)
+        return [row for row in report.rows if row.kind is Kind.ENGINE and row.group is not None]
+
+    def accuracy(self) -> dict[str, float]:
+        """How often the backbone names the class of a scene, for each variant."""
+        return {name: float(np.mean(self.classes(images) == self.scenes.labels)) for name, images in self.variants()}
+
+    def classes(self, images: np.ndarray) -> np.ndarray:
+        """The backbone's top class of each image, int64 [B]."""
+        found = []
+        for start in range(0, len(images), BATCH):
+            pixels = self.final.preprocess([Image.fromarray(image) for image in images[start : start + BATCH]])
+            _, logits = self.final.features_and_logits(pixels)
+            assert logits is not None, "the built-in backbone has classes"
+            found.append(logits.argmax(dim=1).numpy())
+        return np.concatenate(found)
+
+    def examples(self) -> Iterator[Example]:
+        """The test scenes under the names of their classes."""
+        return (
+            Example(image=image, name=demo.CLASS_NAMES[label])
+            for image, label in zip(self.scenes.images, self.scenes.labels, strict=True)
+        )
+
+    def variants(self) -> Iterator[tuple[str, np.ndarray]]:
+        """The test scenes as they are, in other styles, and corrupted: a name and images uint8 [B, 64, 64, 3]."""
+        yield NATURAL, self.scenes.images
+        for style in (demo.Style.LINE_DRAWING, demo.Style.NEGATIVE):
+            yield str(style), demo.load_scenes(self.options.scenes, style=style).images
+        for corruption in demo.Corruption:
+            for severity in demo.SEVERITIES:
+                yield f"{corruption}/{severity}", demo.corrupt(self.scenes.images, corruption, severity)
+
+
+class _Remembering:
+    """An engine that inverts the same rows in the same way only once, for a second judge."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._done: dict[tuple[int, ...], Inversion] = {}
+
+    @property
+    def info(self) -> dict[str, Any]:
+        return self._runtime.info
+
+    def invert(self, features: Any, *, seed: Sequence[int], **options: Any) -> Inversion:
+        """See `Runtime.invert`. A row's seed stands for its image here, and all calls have the same options."""
+        rows = tuple(seed)
+        if rows not in self._done:
+            self._done[rows] = self._runtime.invert(features, seed=rows, **options)
+        return self._done[rows]
+
+
+def _pictures(teacher: Report, student: Report, label: str) -> Image.Image:
+    """Originals, the teacher's reconstructions and the student's, with the feature cosine under each."""
+    pictures = []
+    for one, other in zip(teacher.pictures, student.pictures, strict=True):
+        both: dict[str, Any] = {TEACHER: one.reconstructions[TEACHER], label: other.reconstructions[label]}
+        pictures.append(Picture(name=one.name, group="", original=one.original, reconstructions=both))
+    return picture_page(pictures, across=2)
+
+
+def _parameters(options: BuildOptions) -> dict[str, int]:
+    """How many numbers the parts of an engine hold."""
+    index = weight_index(options.engines / "teacher")
+    return {
+        part: sum(math.prod(tensor.shape) for name, tensor in index.items() if name.startswith(f"{part}."))
+        for part in PARTS
+    }

@@ -1,0 +1,84 @@
+"""What a build is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from pathlib import Path
+
+from featinv_fast.demo import builtin
+from featinv_fast.errors import ArgumentError
+
+# In the order in which they need one another.
+RECIPES = ("backbone", "autoencoder", "base", "controlnet", "consistency", "trajectory", "pooled", "stage1")
+STUDENTS = ("consistency", "trajectory")
+
+# Files of the built-in engine that people look at.
+CARD, PLOT, PICTURES = "README.md", "quality.png", "pictures.jpg"
+
+
+class Stage(enum.StrEnum):
+    """The parts of a build, in order."""
+
+    TRAIN = "train"
+    EXPORT = "export"
+    MEASURE = "measure"
+    INSTALL = "install"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """What to build, and where.
+
+    Attributes:
+        root: folder of the recipes' results, of the engines, and of what was measured.
+        out: the folder to install; by default the package's own.
+        from_stage: the stage to begin with.
+        changes: values that replace those of the recipes: "KEY=VALUE" for all, "RECIPE:KEY=VALUE" for one.
+        student: the distillation that becomes the built-in student.
+        scenes: number of test scenes.
+        onnx: write ONNX graphs of the student, too; without them it runs on the torch backend alone.
+        progress: show bars on stderr.
+
+    Raises:
+        ArgumentError: an unknown student or recipe, or too few scenes.
+    """
+
+    root: Path
+    out: Path = builtin.FOLDER
+    from_stage: Stage = Stage.TRAIN
+    changes: list[str] = dataclasses.field(default_factory=list)
+    student: str = "consistency"
+    scenes: int = 512
+    onnx: bool = True
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.student not in STUDENTS:
+            raise ArgumentError("no distillation is called so", given=self.student, expected=" or ".join(STUDENTS))
+        if self.scenes < 2:
+            raise ArgumentError("too few scenes to compare", given=self.scenes, expected="at least 2")
+        for change in self.changes:
+            recipe, colon, _ = change.partition("=")[0].partition(":")
+            if colon and recipe not in RECIPES:
+                raise ArgumentError("no recipe is called so", given=change, expected=f"one of {', '.join(RECIPES)}")
+
+    def changes_of(self, recipe: str) -> list[str]:
+        """The changes that concern a recipe, those of all recipes first."""
+        common = [change for change in self.changes if ":" not in change.partition("=")[0]]
+        own = [change.removeprefix(f"{recipe}:") for change in self.changes if change.startswith(f"{recipe}:")]
+        return common + own
+
+    def checkpoint(self, recipe: str) -> Path:
+        """What a recipe makes."""
+        return self.root / f"{recipe}.safetensors"
+
+    @property
+    def engines(self) -> Path:
+        """The folder of the exported engines and of the backbone as it is shipped."""
+        return self.root / "engines"
+
+    @property
+    def measured(self) -> Path:
+        """The folder of the figures and pictures."""
+        return self.root / "measured"

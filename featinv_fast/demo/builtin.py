@@ -1,0 +1,116 @@
+"""What the package ships beside its code: two engines, the backbone whose features they take, and their figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featinv_fast.config import FeatureSpec
+from featinv_fast.errors import ArgumentError, EngineNotFoundError
+
+if TYPE_CHECKING:
+    import torch
+
+    from featinv_fast.engine import EngineFolder
+    from featinv_fast.features import Backbone
+
+# The folder is written by `python -m featinv_export.demo_build`; its README.md is the model card.
+FOLDER = Path(__file__).parent / "engine"
+# "student" makes few steps and is what `Runtime()` opens; "teacher", which it learnt from, makes 50 by DDIM.
+ENGINES = ("student", "teacher")
+BACKBONE = "backbone.safetensors"
+RESULTS = "results.json"
+
+# Of the final map and of the stages: channels and edge in cells.
+_MAPS = {"final": (256, 4), "0": (32, 16), "1": (64, 8), "2": (128, 4), "3": (256, 4)}
+
+
+def load_engine(name: str = "student") -> EngineFolder:
+    """A built-in engine, checked and opened: `Runtime(demo.load_engine("teacher"))`.
+
+    Args:
+        name: "student" (few steps; what `Runtime()` opens) or "teacher" (DDIM with 50 steps).
+
+    Raises:
+        ArgumentError: no engine is called so.
+        EngineNotFoundError: the package was installed without it.
+        EngineIntegrityError: its files were changed.
+    """
+    from featinv_fast.engine import open_engine
+
+    # Installers such as uv and conda link the files of packages to their caches.
+    return open_engine(engine_path(name), hard_links=True)
+
+
+def engine_path(name: str = "student") -> Path:
+    """The folder of a built-in engine.
+
+    Args:
+        name: see `load_engine`.
+
+    Raises:
+        ArgumentError: no engine is called so.
+        EngineNotFoundError: the package was installed without it.
+    """
+    if name not in ENGINES:
+        raise ArgumentError(
+            "no built-in engine is called so", given=repr(name), expected=f"one of {', '.join(ENGINES)}"
+        )
+    _require(FOLDER / name / "manifest.json")
+    return FOLDER / name
+
+
+def backbone_spec(layer: str = "final") -> FeatureSpec:
+    """What the built-in backbone computes; the built-in engines take the layer "final".
+
+    Raises:
+        ArgumentError: no layer is called so.
+    """
+    if layer not in _MAPS:
+        raise ArgumentError("the backbone has no such layer", given=repr(layer), expected=f"one of {', '.join(_MAPS)}")
+    channels, edge = _MAPS[layer]
+    return FeatureSpec(
+        backbone="featinv_convnext", layer=layer, channels=channels, height=edge, width=edge, input_size=64
+    )
+
+
+def backbone(layer: str = "final", *, device: str | torch.device = "cpu") -> Backbone:
+    """The small ConvNeXt that was trained on the world's scenes: images to feature maps and class logits.
+
+    Args:
+        layer: "final", whose map [B, 256, 4, 4] the built-in engines invert, or the number of a stage, "0" to "3".
+        device: where it runs.
+
+    Raises:
+        ArgumentError: no layer is called so.
+        MissingPackageError: timm is not installed.
+        EngineNotFoundError: the package was installed without its weights.
+    """
+    from featinv_fast.features import Backbone
+
+    spec = backbone_spec(layer)
+    _require(FOLDER / BACKBONE)
+    return Backbone(spec, weights=FOLDER / BACKBONE, device=device)
+
+
+def results() -> dict[str, Any]:
+    """The figures of the built-in engines on held-out scenes: lists of `evaluate.Row` as plain data, by table.
+
+    Raises:
+        EngineNotFoundError: the package was installed without them.
+    """
+    _require(FOLDER / RESULTS)
+    tables: dict[str, Any] = json.loads((FOLDER / RESULTS).read_text(encoding="utf-8"))
+    return tables
+
+
+def _require(path: Path) -> None:
+    if not path.is_file():
+        raise EngineNotFoundError(
+            "this installation lacks a part of the built-in engine",
+            given=f"there is no {path}",
+            expected="the files that come with featinv-fast",
+            remedy="install featinv-fast again, make them with `python -m featinv_export.demo_build`, or name an "
+            "engine of your own, made with `featinv-export --ckpt convnext.safetensors --out convnext.engine`",
+        )
