@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
+from types import SimpleNamespace
 
 import onnxruntime
 import pytest
@@ -85,6 +86,7 @@ def test_c6_a_cpu_session_in_place_of_a_gpu_session_is_refused(engine, monkeypat
 
     session = BACKENDS["onnxruntime"].load(Request(engine=engine, device=CUDA))
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: SimpleNamespace(cuda_stream=1))
     with pytest.raises(BackendUnavailableError, match="it started CPUExecutionProvider instead"):
         session.run("time_embedding", torch.zeros(1))
 
