@@ -64,7 +64,8 @@ def quality_plot(rows: Sequence[Row]) -> Image.Image:
     _panel(panels[1], rows, lines, title="Class match", x="steps", y="top-1 match (%)")
     _panel(panels[2], rows, lines, title="Feature cosine by time", x="milliseconds per image", y="mean cosine")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
+    columns = max(1, min(len(labels), 130 // max(map(len, labels))))  # what the figure's width holds
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return Image.open(buffer).convert("RGB")

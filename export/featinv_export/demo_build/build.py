@@ -17,7 +17,7 @@ from featinv_export.options import ExportOptions
 from featinv_fast.checkpoints.writer import write_safetensors
 from featinv_fast.config import Precision
 from featinv_fast.demo import builtin
-from featinv_fast.errors import ExportError
+from featinv_fast.errors import ArgumentError, ExportError
 from featinv_fast.train import read_recipe, run
 
 logger = logging.getLogger(__name__)
@@ -64,11 +64,11 @@ def export_engines(options: BuildOptions) -> None:
     ONNX graphs come with the student alone: the teacher's would not fit into the package.
     """
     engines = {
-        "teacher": ("controlnet", "scenes, teacher"),
-        "consistency": ("consistency", "scenes, consistency student"),
-        "trajectory": ("trajectory", "scenes, trajectory student"),
-        "pooled": ("pooled", "scenes, teacher on pooled features"),
-        "stage1": ("stage1", "scenes, teacher on stage 1"),
+        "teacher": ("controlnet", "demo teacher"),
+        "consistency": ("consistency", "demo consistency student"),
+        "trajectory": ("trajectory", "demo trajectory student"),
+        "pooled": ("pooled", "demo pooled teacher"),
+        "stage1": ("stage1", "demo stage-1 teacher"),
     }
     for folder, (recipe, name) in engines.items():
         export(
@@ -89,9 +89,17 @@ def install(options: BuildOptions) -> None:
     """Put the two engines, the backbone, the figures and the model card into place.
 
     Raises:
+        ArgumentError: another student was measured.
         ExportError: the files are larger than the package should be.
     """
     results = json.loads((options.measured / builtin.RESULTS).read_text(encoding="utf-8"))
+    if results["student"] != options.student:
+        raise ArgumentError(
+            "another student was exported and measured",
+            given=options.student,
+            expected=results["student"],
+            remedy="begin with --from-stage export",
+        )
     sources = {
         "teacher": options.engines / "teacher",
         "student": options.engines / options.student,

@@ -41,8 +41,9 @@ networks that people use, train or export a model of full size.
 
 ![originals and their reconstructions]({pictures})
 
-Parameters: {parameters}; the backbone has {accuracy:.1%} of the test scenes right. Weights are stored in fp16 and
-computed with in fp32; the README.md in each engine's folder says what that costs."""
+Parameters: {parameters}.
+The backbone has {accuracy:.1%} of the test scenes right. Weights are stored in fp16 and computed with in fp32; the
+README.md in each engine's folder says what that costs."""
 
 FIGURES = """\
 ## Figures
@@ -172,9 +173,8 @@ def _with_column(title: str, values: Sequence[str], rows: Sequence[Row]) -> list
 
 
 def _styles(rows: Sequence[Row], accuracy: Mapping[str, float]) -> list[list[str]]:
-    lines = [
-        [row.group, _pair(row), f"{accuracy[row.group]:.1%}"] for row in rows if row.group and "/" not in row.group
-    ]
+    by_group = {row.group: row for row in rows}
+    lines = [[str(style), _pair(by_group[style]), f"{accuracy[style]:.1%}"] for style in demo.Style]
     return [["style", "cosine / top-1", "accuracy"], *lines]
 
 
