@@ -21,9 +21,7 @@ from featinv_fast.config import Precision
 from featinv_fast.engine import Exactness, GraphSpec, Manifest, OptionInfo, graph_specs, staging
 from featinv_fast.engine.files import entry_names
 from featinv_fast.errors import MissingPackageError
-from featinv_fast.rewrites.constant_prompts import ConstantContext
 from featinv_fast.rewrites.engine_model import EngineModel, storage_dtypes
-from featinv_fast.rewrites.time_rows import RowSlice
 
 CARD = "README.md"
 # What an engine needs on the disk beside its weights: graphs of a few megabytes and the manifest.
@@ -182,15 +180,7 @@ def _write_graphs(
 
 
 def _rewrites(structure: EngineModel, storage: Precision | None) -> tuple[OptionInfo, ...]:
-    attentions = sum(isinstance(module, ConstantContext) for module in structure.modules())
-    blocks = sum(isinstance(module, RowSlice) for module in structure.modules())
-    notes = {
-        "condition once": "the condition encoder is a graph of its own and runs once per image, not twice per step",
-        "constant prompts": f"keys and values of {attentions} cross-attentions are stored, the text encoder is not",
-        "time rows": f"the time projections of {blocks} residual blocks are one matrix, a row of biases per step",
-        "guidance in one batch": "the conditional and the unconditional branch run as one batch",
-    }
-    exact = [OptionInfo(name=name, exactness=Exactness.EXACT, note=note) for name, note in notes.items()]
+    exact = [OptionInfo(name=name, exactness=Exactness.EXACT, note=note) for name, note in structure.rewrites.items()]
     if storage is None:
         return tuple(exact)
     note = f"stored in {storage} and computed with in fp32; the parity shows what the rounding costs"

@@ -18,7 +18,7 @@ from featinv_fast.engine.graphs import GraphSpec, graph_specs
 from featinv_fast.engine.plans import PlanInfo
 from featinv_fast.errors import ConfigError, EngineFormatError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 # `sha256sum -c manifest.json.sha256` checks the one file that cannot list its own hash.
 CHECKSUM_NAME = "manifest.json.sha256"

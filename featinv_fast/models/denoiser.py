@@ -47,8 +47,8 @@ class Denoiser(nn.Module):
         """
         branches = control_scales.shape[0]
         dtype = self.unet.conv_out.weight.dtype
-        x = latents.to(dtype).repeat(branches, 1, 1, 1)  # [G * B, 4, h, w]
-        condition = condition.to(dtype).repeat(branches, 1, 1, 1)  # [G * B, channels, h, w]
+        x = self.for_branches(latents.to(dtype), branches)  # [G * B, 4, h, w]
+        condition = self.for_branches(condition.to(dtype), branches)  # [G * B, channels, h, w]
         scales = control_scales.to(dtype)[:, :, None, None, None, None]  # [G, 13, 1, 1, 1, 1]
         residuals = [
             (r.reshape(branches, latents.shape[0], *r.shape[1:]) * scales[:, i]).flatten(0, 1)
@@ -61,3 +61,7 @@ class Denoiser(nn.Module):
             2, *latents.shape
         ).unbind()  # not chunk: it would fix the batch size in an export
         return unconditional + guidance_scale * (conditional - unconditional)
+
+    def for_branches(self, x: Tensor, branches: int) -> Tensor:
+        """What all branches have in common, once for each: [B, ...] -> [branches * B, ...]."""
+        return x.repeat(branches, 1, 1, 1)

@@ -234,12 +234,18 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
         """`x` [G * B, C, H, W], `context` [G, T, D] -> [G * B, C, H, W]."""
-        size = x.shape[2:]
-        h = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)  # [G * B, H * W, C]
-        h = h + self.self_attention(self.norm_self(h))
+        return self.with_prompt(x, self.before_prompt(x), context)
+
+    def before_prompt(self, x: Tensor) -> Tensor:
+        """What no prompt has a part in: `x` [B, C, H, W] -> [B, H * W, C]."""
+        h = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)
+        return h + self.self_attention(self.norm_self(h))
+
+    def with_prompt(self, x: Tensor, h: Tensor, context: Tensor | None) -> Tensor:
+        """The rest: `h` [G * B, H * W, C] and the skip `x` [G * B, C, H, W] -> [G * B, C, H, W]."""
         h = h + self.cross_attention(self.norm_cross(h), context)
         h = h + self.feed_forward(self.norm_feed_forward(h))
-        return x + self.proj_out(h.transpose(1, 2).unflatten(2, size))
+        return x + self.proj_out(torch.unflatten(h.transpose(1, 2), 2, x.shape[2:]))
 
 
 class Upsample(nn.Module):

@@ -9,7 +9,17 @@ from featinv_fast.models import Denoiser
 from featinv_fast.models.layers import CrossAttention
 
 
-class ConstantContext(nn.Module):
+class Branched:
+    """Part of a network that has to know how many branches, each with a prompt of its own, run in one batch.
+
+    Attributes:
+        groups: that number.
+    """
+
+    groups: int
+
+
+class ConstantContext(Branched, nn.Module):
     """Stored keys and values in place of `ContextProjection`.
 
     Attributes:
@@ -45,5 +55,5 @@ def constant_prompts(denoiser: Denoiser, prompts: Tensor) -> int:
 def use_prompts(denoiser: Denoiser, count: int) -> None:
     """Let a rewritten `denoiser` run `count` branches: the first `count` of its constant prompts."""
     for module in denoiser.modules():
-        if isinstance(module, ConstantContext):
+        if isinstance(module, Branched):
             module.groups = count

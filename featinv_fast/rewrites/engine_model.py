@@ -14,8 +14,11 @@ from torch import Tensor, nn
 
 from featinv_fast.config import ModelConfig, Precision
 from featinv_fast.models import FeatInv
+from featinv_fast.models.layers import ResidualBlock
 from featinv_fast.rewrites.constant_prompts import constant_prompts, use_prompts
+from featinv_fast.rewrites.shared_prefix import shared_prefix
 from featinv_fast.rewrites.time_rows import time_rows
+from featinv_fast.rewrites.upsample_products import upsample_products
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -90,16 +93,30 @@ class EngineModel(nn.Module):
     Args:
         model: a plain model; it is left as it was and shares its weights.
         prompts: [2, T, D] embeddings, the prompt first and the empty prompt second.
+
+    Attributes:
+        rewrites: what was done to the plain model, by name. All of it is exact.
     """
 
     def __init__(self, model: FeatInv, prompts: Tensor) -> None:
         super().__init__()
-        denoiser = share_copy(model.denoiser)
+        denoiser, decoder = share_copy(model.denoiser), share_copy(model.autoencoder.decoder)
         self.condition_encoder = model.condition_encoder
-        constant_prompts(denoiser, prompts)
+        attentions = constant_prompts(denoiser, prompts)
+        blocks = sum(isinstance(module, ResidualBlock) for module in denoiser.modules())
         self.time_embedding = time_rows(denoiser)
-        self.denoiser = denoiser
-        self.decoder = model.autoencoder.decoder
+        upsamples = upsample_products(denoiser), upsample_products(decoder)
+        self.denoiser = shared_prefix(denoiser, len(prompts))
+        self.decoder = decoder
+        self.rewrites = {
+            "condition once": "the condition encoder is a graph of its own and runs once per image, not twice per step",
+            "constant prompts": f"keys and values of {attentions} cross-attentions are stored, the text encoder is not",
+            "time rows": f"the time projections of {blocks} residual blocks are one matrix, a row of biases per step",
+            "guidance in one batch": "the conditional and the unconditional branch run as one batch",
+            "shared prefix": "both branches share what comes before the first cross-attention, in both networks",
+            "upsample products": "doubling and convolving takes 9 products in place of 36 in "
+            f"{upsamples[0]} layers of the U-Net and {upsamples[1]} of the decoder",
+        }
 
     @classmethod
     def empty(cls, config: ModelConfig) -> EngineModel:

@@ -245,9 +245,9 @@ def test_c2_names_that_lead_elsewhere(engine: Path, name: str) -> None:
 
 
 def test_c7_an_engine_of_a_newer_format(engine: Path) -> None:
-    data = json.loads((engine / "manifest.json").read_bytes()) | {"format_version": 2}
+    data = json.loads((engine / "manifest.json").read_bytes()) | {"format_version": 3}
     rewrite_manifest(engine, json.dumps(data).encode())
-    with pytest.raises(EngineFormatError, match=r"format version 2\n  expected: format version 1"):
+    with pytest.raises(EngineFormatError, match=r"format version 3\n  expected: format version 2"):
         open_engine(engine)
 
 

@@ -50,6 +50,8 @@ def test_golden_rewrites_are_exact_and_say_how_much_they_changed(golden_engine: 
     assert all(option.exactness is Exactness.EXACT for option in rewrites.values())
     assert "23 cross-attentions" in rewrites["constant prompts"].note
     assert "32 residual blocks" in rewrites["time rows"].note
+    assert "3 layers of the U-Net and 3 of the decoder" in rewrites["upsample products"].note
+    assert "shared prefix" in rewrites
 
 
 def test_golden_parity_covers_each_graph_on_each_backend_at_two_batch_sizes(golden_engine: Path):

@@ -106,7 +106,7 @@ def test_fp16_multiplies_in_fp16_and_sums_in_fp32(tiny_fp16_engine: Path, graph:
     if graph == "time_embedding":
         assert in_fp32 == set(products)
     elif graph.startswith("denoiser"):
-        assert in_fp32 == {"denoiser.controlnet.zero_convs.0/Conv_1"}
+        assert {name.partition("/")[0] for name in in_fp32} == {"denoiser.controlnet.zero_convs.0"}
     else:
         assert in_fp32 == set()
 

@@ -128,11 +128,14 @@ def test_time_rows_of_a_unet_with_a_guidance_embedding(tiny_config, make_model, 
     assert relative_norm(eps, model.denoiser(latents, condition, time, prompts[:1], scales)) > 1e-3
 
 
-def test_condition_encoder_and_decoder_are_the_plain_ones(golden, plain, graphs):
+def test_condition_encoder_is_the_plain_one(golden, plain, graphs):
     features = golden.inputs["in.features"].double()
     assert torch.equal(graphs["condition_encoder"](features), plain.condition_encoder(features))
+
+
+def test_decoder(golden, plain, graphs, relative_norm):
     latents = golden.inputs["in.decode"].double()
-    assert torch.equal(graphs["decoder"](latents), plain.autoencoder.decode(latents))
+    assert relative_norm(graphs["decoder"](latents), plain.autoencoder.decode(latents)) < EXACT
 
 
 def test_the_plain_model_is_left_as_it_was(golden_model, golden):
