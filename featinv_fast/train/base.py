@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from featinv_fast import samplers
@@ -15,6 +14,7 @@ from featinv_fast.models import UNet
 from featinv_fast.train import diffusion
 from featinv_fast.train.inputs import Inputs
 from featinv_fast.train.objective import Objective
+from featinv_fast.train.settings import Weighting
 
 SHOWN = 8  # images in a preview
 PREVIEW_STEPS = 20
@@ -29,18 +29,26 @@ class BaseObjective(Objective):
         inputs: latents.
         prompts: "cond" and "uncond", [1, T, D].
         drop_prompt: how often the prompt is the empty one.
+        weighting: of the times.
     """
 
     cond: Tensor
     uncond: Tensor
 
     def __init__(
-        self, unet: UNet, config: ModelConfig, inputs: Inputs, prompts: Mapping[str, Tensor], drop_prompt: float
+        self,
+        unet: UNet,
+        config: ModelConfig,
+        inputs: Inputs,
+        prompts: Mapping[str, Tensor],
+        drop_prompt: float,
+        weighting: Weighting = Weighting.EPS,
     ) -> None:
         super().__init__()
         self.unet = unet
         self.inputs = inputs
         self._drop_prompt = drop_prompt
+        self._weighting = weighting
         self._latent_shape = (config.latent_channels, config.latent_size, config.latent_size)
         self.register_buffer("cond", prompts["cond"])
         self.register_buffer("uncond", prompts["uncond"])
@@ -57,7 +65,7 @@ class BaseObjective(Objective):
     def forward(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, average: Mapping[str, Tensor] | None
     ) -> dict[str, Tensor]:
-        """The mean squared error of the predicted noise."""
+        """The mean squared error of the predicted noise, see `diffusion.losses`."""
         del average
         latents = self.inputs.latents(batch, generator)
         times = diffusion.random_times(len(latents), generator)
@@ -65,7 +73,7 @@ class BaseObjective(Objective):
         dropped = drop_mask(len(latents), self._drop_prompt, generator).to(latents.device)  # [B, 1, 1]
         context = torch.where(dropped, self.uncond, self.cond)  # [B, T, D]
         eps = self.unet(diffusion.add_noise(latents, noise, times), times.to(latents.device).float(), context)
-        return {"loss": F.mse_loss(eps.float(), noise)}
+        return diffusion.losses(eps, noise, times, self._weighting)
 
     def preview(self) -> Tensor:
         """Samples of the prompt, from the same noise every time."""

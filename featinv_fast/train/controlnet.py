@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from featinv_fast import samplers
@@ -15,6 +14,7 @@ from featinv_fast.train import diffusion
 from featinv_fast.train.base import PREVIEW_STEPS, SHOWN, drop_mask
 from featinv_fast.train.inputs import Inputs
 from featinv_fast.train.objective import Objective
+from featinv_fast.train.settings import Weighting
 
 
 class ControlNetObjective(Objective):
@@ -25,17 +25,26 @@ class ControlNetObjective(Objective):
         inputs: latents and features.
         prompts: "cond" and "uncond", [1, T, D].
         drop_features: how often features and prompt are dropped.
+        weighting: of the times.
     """
 
     cond: Tensor
     uncond: Tensor
     control_scales: Tensor
 
-    def __init__(self, model: FeatInv, inputs: Inputs, prompts: Mapping[str, Tensor], drop_features: float) -> None:
+    def __init__(
+        self,
+        model: FeatInv,
+        inputs: Inputs,
+        prompts: Mapping[str, Tensor],
+        drop_features: float,
+        weighting: Weighting = Weighting.EPS,
+    ) -> None:
         super().__init__()
         self.model = model
         self.inputs = inputs
         self._drop_features = drop_features
+        self._weighting = weighting
         self.register_buffer("cond", prompts["cond"])
         self.register_buffer("uncond", prompts["uncond"])
         self.register_buffer("control_scales", torch.ones(1, model.config.control_count), persistent=False)
@@ -52,7 +61,7 @@ class ControlNetObjective(Objective):
     def forward(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, average: Mapping[str, Tensor] | None
     ) -> dict[str, Tensor]:
-        """The mean squared error of the predicted noise."""
+        """The mean squared error of the predicted noise, see `diffusion.losses`."""
         del average
         latents, features = self.inputs.latents(batch, generator), self.inputs.features(batch)
         times = diffusion.random_times(len(latents), generator)
@@ -64,7 +73,7 @@ class ControlNetObjective(Objective):
             features.masked_fill(dropped[..., None], 0.0),
             torch.where(dropped, self.uncond, self.cond),
         )
-        return {"loss": F.mse_loss(eps.float(), noise)}
+        return diffusion.losses(eps, noise, times, self._weighting)
 
     def preview(self) -> Tensor:
         """Decoded latents of the first images, and below them their reconstructions from the features."""

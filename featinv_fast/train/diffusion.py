@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from featinv_fast.samplers import OFFICIAL_SCHEDULE, StepTable
+from featinv_fast.train.settings import Weighting
 
 # x -> eps at one timestep, for a whole batch: (latents [B, 4, h, w], time [1]) -> [B, 4, h, w].
 Predictor = Callable[[Tensor, Tensor], Tensor]
@@ -32,6 +33,14 @@ def add_noise(latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
     """q(x_t | x_0) (arXiv 2006.11239, eq. 4): latents and noise [B, 4, h, w], integer times [B] on the CPU."""
     a = signal_share(times).to(latents)
     return a.sqrt() * latents + (1 - a).sqrt() * noise
+
+
+def losses(eps: Tensor, noise: Tensor, times: Tensor, weighting: Weighting) -> dict[str, Tensor]:
+    """Mean squared error of predicted noise [B, 4, h, w] at `times` [B]: "loss" as weighted, and "eps" as it is."""
+    errors = (eps.float() - noise).square()
+    if weighting is Weighting.EPS:
+        return {"loss": errors.mean()}
+    return {"loss": (errors / signal_share(times).to(errors)).mean(), "eps": errors.detach().mean()}
 
 
 @torch.no_grad()

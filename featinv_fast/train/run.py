@@ -148,7 +148,7 @@ def _base(recipe: BaseRecipe, place: Place) -> None:
     with assembly.fresh_weights(recipe.training.seed):
         unet = UNet(config)
     prompts = assembly.constant_prompts(config, recipe.training.seed)
-    _fit(BaseObjective(unet, config, inputs, prompts, recipe.drop_prompt), recipe, place)
+    _fit(BaseObjective(unet, config, inputs, prompts, recipe.drop_prompt, recipe.weighting), recipe, place)
     tensors = {assembly.UNET + name: tensor for name, tensor in unet.state_dict().items()}
     tensors |= {assembly.AUTOENCODER + name: tensor for name, tensor in autoencoder.state_dict().items()}
     save_base(place.out(recipe), config, tensors, prompts, assembly.notes(recipe))
@@ -169,7 +169,7 @@ def _controlnet(recipe: ControlNetRecipe, place: Place) -> None:
     )
     model = assembly.featinv_from_base(base, config, seed=recipe.training.seed)
     inputs = _inputs(recipe, place, data, model.autoencoder, config, extractor)
-    objective = ControlNetObjective(model, inputs, prompts, recipe.drop_features)
+    objective = ControlNetObjective(model, inputs, prompts, recipe.drop_features, recipe.weighting)
     _fit(objective, recipe, place)
     features = dataclasses.replace(extractor.spec, absolute_max=inputs.largest_feature())
     checkpoint = Checkpoint(

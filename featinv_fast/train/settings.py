@@ -45,6 +45,13 @@ class Learns(enum.StrEnum):
     LORA = "lora"  # low-rank additions to the linear layers and convolutions of both networks (arXiv 2106.09685)
 
 
+class Weighting(enum.StrEnum):
+    """What the squared error of eps counts at the time t."""
+
+    EPS = "eps"  # the same at every time: the simple loss (arXiv 2006.11239, eq. 14), as in the official training
+    V = "v"  # 1 / alphas_cumprod[t], the error of v (arXiv 2202.00512, sec. 4): noisy times, which decide what is seen
+
+
 class Method(enum.StrEnum):
     """How a student learns to make few steps."""
 
@@ -234,11 +241,14 @@ class BaseRecipe(Recipe):
         model: the architecture; what it says of the autoencoder is replaced by the trained one's.
         autoencoder: file that the autoencoder recipe made.
         drop_prompt: how often the prompt is the empty one.
+        weighting: of the times. With "eps" a short training leaves x0 worse than its mean at the noisiest times, where
+            sampling starts.
     """
 
     model: ModelConfig
     autoencoder: str
     drop_prompt: float = 0.15
+    weighting: Weighting = Weighting.EPS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -251,6 +261,7 @@ class ControlNetRecipe(Recipe):
         latent_size: edge of the latents: 32 for images of 256 pixels; None is what the base says.
         condition_hidden_channels: width of the condition encoder.
         drop_features: how often features and prompt are dropped, both together: zeros and the empty prompt.
+        weighting: of the times; as that of the base.
         prompt: of the training; None is the official one, or what the base stores.
         tokenizer: for other prompts, CLIP's `tokenizer.json`.
         guidance_scale: default of the sampling, stored in the checkpoint.
@@ -262,6 +273,7 @@ class ControlNetRecipe(Recipe):
     latent_size: int | None = None
     condition_hidden_channels: int = 512
     drop_features: float = 0.15
+    weighting: Weighting = Weighting.EPS
     prompt: str | None = None
     tokenizer: str | None = None
     guidance_scale: float = 1.75
