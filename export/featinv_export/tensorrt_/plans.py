@@ -30,7 +30,7 @@ def require_tensorrt(engine: Path) -> None:
     """Refuse to build plans where that is impossible, before any other work.
 
     Args:
-        engine: the folder that the plans are for.
+        engine: the folder that the plans are for, which may not exist yet.
 
     Raises:
         BackendUnavailableError: no TensorRT, or no GPU; with the way to do it in two steps.
@@ -41,8 +41,8 @@ def require_tensorrt(engine: Path) -> None:
             "TensorRT plans cannot be built on this machine",
             given="--trt",
             reasons={"tensorrt": problems},
-            remedy=f"export with --onnx now, and run `featinv-export --from-onnx {engine} --trt` later on the machine "
-            "with the GPU",
+            remedy=f"{'' if engine.exists() else 'export with --onnx now, and '}run `featinv-export --from-onnx "
+            f"{engine} --trt` {'' if engine.exists() else 'later '}on the machine with the GPU",
         )
 
 
