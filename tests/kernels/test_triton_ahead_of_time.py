@@ -4,9 +4,14 @@ import os
 
 import pytest
 
+from featinv_kernels.ahead_of_time import CAPABILITIES, compile_launch, resources_of
+from featinv_kernels.support import specialisations
+
 pytest.importorskip("triton", reason="triton is optional")
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels do not compile")
 
+# What a block of threads may use: CUDA C++ programming guide, "Technical specifications per compute capability".
+SHARED_BYTES = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 POINTERS = {"fp32": "*fp32", "fp16": "*fp16", "bf16": "*bf16"}
 
 
@@ -47,18 +52,39 @@ def to_uint8_variants():
             yield f"to_uint8, {dtype}, {label}", module.to_uint8_kernel, types, values, module.OPTIONS
 
 
-@pytest.mark.parametrize("capability", [80, 86, 89, 90, 100])
-def test_kernels_compile(capability, tmp_path, monkeypatch):
+def share_of(capability, items):
+    """Every fifth item: the targets share the work, and writing the support table compiles everything for all."""
+    return items[CAPABILITIES.index(capability) :: len(CAPABILITIES)]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_kernels_of_every_op_compile(capability):
+    found = specialisations()
+    first_of_kernel = {one.launch.kernel.__name__: one for one in reversed(found)}
+    for one in {id(one): one for one in (*first_of_kernel.values(), *share_of(capability, found))}.values():
+        compiled = compile_launch(one.launch, capability)
+        assert f".target sm_{capability}" in compiled.asm["ptx"], one.row
+        needs = resources_of(compiled)
+        assert needs.registers > 0, one.row
+        assert needs.stack_bytes == 0, one.row
+        assert needs.shared_bytes <= SHARED_BYTES[capability], one.row
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_kernels_that_promise_the_references_rounding_compile(capability):
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    for name, kernel, types, values, options in (*sampler_step_variants(), *to_uint8_variants()):
+    for name, kernel, types, values, options in share_of(capability, [*sampler_step_variants(), *to_uint8_variants()]):
         signature = {arg: "constexpr" if arg in values else types[arg] for arg in kernel.arg_names}
         source = ASTSource(kernel, signature=signature, constexprs=values)
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-        assert f".target sm_{capability}" in compiled.asm["ptx"], name
         assert len(compiled.asm["cubin"]) > 0, name
-        # the kernels promise the reference's rounding: no product is fused with an addition
+        # no product is fused with an addition
         assert "fma.rn.f32" not in compiled.asm["ptx"], name

@@ -12,6 +12,7 @@ from featinv_kernels.arguments import check_shape, check_tensors
 from featinv_kernels.dispatch import AUTO, choose
 from featinv_kernels.errors import KernelArgumentError
 from featinv_kernels.library import define_op
+from featinv_kernels.native import native_provider
 from featinv_kernels.ops.attention import reference
 from featinv_kernels.ops.attention.cases import CASES, make_inputs
 from featinv_kernels.providers import reference_provider, torch_provider, triton_provider, xformers_provider
@@ -34,7 +35,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, *, pr
             group and so on. G = B is self-attention, G = 1 one prompt for all, G = 2 a guided batch.
         v: [G, M, H, d], same dtype, strides as of `q`.
         scale: of the scores; None is 1 / sqrt(d).
-        provider: "auto", "triton", "torch", "xformers" or "reference"; an explicit one is used or refused.
+        provider: "auto", "triton", "native", "torch", "xformers" or "reference"; an explicit one is used or refused.
 
     Returns:
         [B, N, H, d], contiguous, in the dtype of `q`.
@@ -111,6 +112,7 @@ SPEC = register(
         function=attention,
         providers=(
             triton_provider(_load_triton, limits=_triton_limits, not_preferred_reasons=_triton_not_preferred),
+            native_provider("attention", _load_triton, limits=_triton_limits),
             torch_provider(reference.attention_of_torch),
             xformers_provider(reference.load_attention_of_xformers, dtypes=(torch.float16, torch.bfloat16)),
             reference_provider(reference.attention),

@@ -11,6 +11,7 @@ from featinv_kernels.arguments import check_tensors
 from featinv_kernels.dispatch import AUTO, choose
 from featinv_kernels.errors import KernelArgumentError
 from featinv_kernels.library import define_op
+from featinv_kernels.native import native_provider
 from featinv_kernels.ops.geglu import reference
 from featinv_kernels.ops.geglu.cases import CASES, make_inputs
 from featinv_kernels.providers import reference_provider, torch_provider, triton_provider
@@ -27,7 +28,7 @@ def geglu(x: Tensor, *, provider: str = AUTO) -> Tensor:
 
     Args:
         x: [..., 2 D], any floating-point dtype. A tensor that is not contiguous is copied.
-        provider: "auto", "triton", "torch" or "reference"; an explicit one is used or refused.
+        provider: "auto", "triton", "native", "torch" or "reference"; an explicit one is used or refused.
 
     Returns:
         [..., D], contiguous, in the dtype of `x`.
@@ -85,6 +86,7 @@ SPEC = register(
         function=geglu,
         providers=(
             triton_provider(_load_triton, limits=_triton_limits),
+            native_provider("geglu", _load_triton, limits=_triton_limits),
             torch_provider(reference.geglu_of_torch),
             reference_provider(reference.geglu),
         ),

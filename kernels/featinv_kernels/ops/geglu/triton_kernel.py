@@ -5,11 +5,10 @@
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from featinv_kernels.launches import launch
+from featinv_kernels.toolchain import tl, triton
 
 # The widths of Stable Diffusion 1.x (1280, 2560, 5120) are multiples of 256.
 BLOCK_ROWS = 4

@@ -12,6 +12,7 @@ from featinv_kernels.arguments import check_shape, check_tensors
 from featinv_kernels.dispatch import AUTO, choose
 from featinv_kernels.errors import KernelArgumentError
 from featinv_kernels.library import define_op
+from featinv_kernels.native import native_provider
 from featinv_kernels.ops.group_norm_silu import reference
 from featinv_kernels.ops.group_norm_silu.cases import CASES, make_inputs
 from featinv_kernels.providers import reference_provider, torch_provider, triton_provider
@@ -45,7 +46,7 @@ def group_norm_silu(
         groups: how many groups the channels are divided into.
         eps: added to the variance.
         silu: False leaves the activation out.
-        provider: "auto", "triton", "torch" or "reference"; an explicit one is used or refused.
+        provider: "auto", "triton", "native", "torch" or "reference"; an explicit one is used or refused.
 
     Returns:
         [B, ..., C], contiguous, in the dtype of `x`.
@@ -134,6 +135,7 @@ SPEC = register(
         function=group_norm_silu,
         providers=(
             triton_provider(_load_triton, limits=_triton_limits),
+            native_provider("group_norm_silu", _load_triton, limits=_triton_limits),
             torch_provider(reference.group_norm_silu_of_torch),
             reference_provider(reference.group_norm_silu),
         ),

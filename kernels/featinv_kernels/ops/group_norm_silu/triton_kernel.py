@@ -10,11 +10,10 @@ sample variance", 1983), and the mean's own rounding is found in the second pass
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from featinv_kernels.launches import launch
+from featinv_kernels.toolchain import tl, triton
 
 # A group of at most this many values (padded to powers of two) is held by one program: 32 fp32 values a thread. With 64
 # the compiled kernels spill.

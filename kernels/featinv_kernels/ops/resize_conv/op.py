@@ -12,6 +12,7 @@ from featinv_kernels.arguments import check_shape, check_tensors
 from featinv_kernels.dispatch import AUTO, choose
 from featinv_kernels.errors import KernelArgumentError
 from featinv_kernels.library import define_op
+from featinv_kernels.native import native_provider
 from featinv_kernels.ops.resize_conv import reference
 from featinv_kernels.ops.resize_conv.cases import CASES, make_inputs
 from featinv_kernels.providers import reference_provider, torch_provider, triton_provider
@@ -44,7 +45,7 @@ def resize_conv(
         height: H, of the result.
         width: W, of the result.
         silu: False leaves the activation out.
-        provider: "auto", "triton", "torch" or "reference"; an explicit one is used or refused.
+        provider: "auto", "triton", "native", "torch" or "reference"; an explicit one is used or refused.
 
     Returns:
         [B, H, W, C'], contiguous, in the dtype of `x`.
@@ -119,6 +120,7 @@ SPEC = register(
         function=resize_conv,
         providers=(
             triton_provider(_load_triton, limits=_triton_limits, not_preferred_reasons=_triton_not_preferred),
+            native_provider("resize_conv", _load_triton, limits=_triton_limits),
             torch_provider(reference.resize_conv_of_torch),
             reference_provider(reference.resize_conv),
         ),

@@ -5,15 +5,14 @@
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from featinv_kernels.launches import launch
+from featinv_kernels.toolchain import tl, triton
 
 # The smallest side of a matrix product in Triton.
 SMALLEST = 16
-# Of the sum: 8 fp32 values a thread. Neighbouring positions lie between the same small pixels; the cache has their taps.
+# Of the sum: 8 fp32 values a thread. Neighbouring positions lie between the same small pixels, whose taps are cached.
 BLOCK_POSITIONS = 16
 BLOCK_SUMMED = 64
 SUM_OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}

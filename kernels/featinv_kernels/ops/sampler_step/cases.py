@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from featinv_kernels.arguments import RandomTensors
 from featinv_kernels.spec import Case
 
 _ALL_TERMS = {"noise": True, "history": True}
@@ -35,22 +36,22 @@ CASES = (
 
 def make_inputs(case: Case, device: torch.device) -> dict[str, Any]:
     """The arguments of `sampler_step` for a case; the same values on every device."""
-    generator = torch.Generator().manual_seed(0)
+    random = RandomTensors(device)
 
     def tensor(dtype: torch.dtype, special_position: int) -> Tensor:
         shape = case.shape[::-1] if case.options.get("strided") else case.shape
-        values = torch.randn(shape, generator=generator)
+        values = random(shape)
         values = values.permute(*reversed(range(values.ndim))) if case.options.get("strided") else values
         if case.options.get("non_finite"):
             specials = torch.tensor([float("nan"), float("inf"), float("-inf")])
             values.view(-1)[special_position : special_position + 3] = specials
-        return values.to(device, dtype)  # keeps the strides
+        return values.to(dtype)  # keeps the strides
 
     # The positions overlap, so that NaN and infinities of both signs meet each other as well as finite values.
     return {
         "latents": tensor(torch.float32, 0),
         "eps": tensor(case.dtype, 1),
-        "coefficients": torch.randn(6, generator=generator).to(device),
+        "coefficients": random((6,)),
         "noise": tensor(torch.float32, 2) if case.options.get("noise") else None,
         "history": tensor(torch.float32, 3) if case.options.get("history") else None,
     }

@@ -11,6 +11,7 @@ from torch import Tensor
 from featinv_kernels.dispatch import AUTO, choose
 from featinv_kernels.errors import KernelArgumentError
 from featinv_kernels.library import define_op
+from featinv_kernels.native import native_provider
 from featinv_kernels.ops.sampler_step import reference
 from featinv_kernels.ops.sampler_step.cases import CASES, make_inputs
 from featinv_kernels.providers import reference_provider, triton_provider
@@ -37,7 +38,7 @@ def sampler_step(
         coefficients: A, B, C, D, P, Q, float32, [6], on the same device: a row of a sampler's table.
         noise: z, float32, [N, ...], or None, which leaves C z out.
         history: h, float32, [N, ...], or None, which leaves D h out.
-        provider: "auto", "triton" or "reference"; an explicit one is used or refused.
+        provider: "auto", "triton", "native" or "reference"; an explicit one is used or refused.
 
     Returns:
         x' and h', float32, [N, ...], contiguous.
@@ -112,7 +113,11 @@ SPEC = register(
     OpSpec(
         name="sampler_step",
         function=sampler_step,
-        providers=(triton_provider(_load_triton), reference_provider(reference.sampler_step)),
+        providers=(
+            triton_provider(_load_triton),
+            native_provider("sampler_step", _load_triton),
+            reference_provider(reference.sampler_step),
+        ),
         cases=CASES,
         make_inputs=make_inputs,
     )

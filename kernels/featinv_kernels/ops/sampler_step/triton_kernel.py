@@ -5,11 +5,10 @@
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from featinv_kernels import launches
+from featinv_kernels.toolchain import tl, triton
 
 # Four fp32 values a thread, one 16-byte access per tensor; 8 programs for one 4x32x32 latent.
 BLOCK = 512

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from featinv_kernels.arguments import RandomTensors
 from featinv_kernels.spec import Case
 
 CASES = (
@@ -35,9 +36,8 @@ CASES = (
 
 def make_inputs(case: Case, device: torch.device) -> dict[str, Any]:
     """The argument of `to_uint8` for a case, about a sixth of it out of range; the same values on every device."""
-    generator = torch.Generator().manual_seed(0)
     n, channels, height, width = case.shape
-    image = torch.randn((n, channels, height, width + 2), generator=generator) * 0.7
+    image = RandomTensors(device)((n, channels, height, width + 2), scale=0.7)
     if case.options.get("non_finite"):
         image[:, :, 0, :3] = torch.tensor([float("nan"), float("inf"), float("-inf")])
     layout = case.options.get("layout")
@@ -46,4 +46,4 @@ def make_inputs(case: Case, device: torch.device) -> dict[str, Any]:
         image = image.contiguous(memory_format=torch.channels_last)
     elif layout is None:
         image = image.contiguous()
-    return {"image": image.to(device)}
+    return {"image": image}

@@ -11,6 +11,7 @@ from torch import Tensor
 from featinv_kernels.dispatch import AUTO, choose
 from featinv_kernels.errors import KernelArgumentError
 from featinv_kernels.library import define_op
+from featinv_kernels.native import native_provider
 from featinv_kernels.ops.to_uint8 import reference
 from featinv_kernels.ops.to_uint8.cases import CASES, make_inputs
 from featinv_kernels.providers import reference_provider, triton_provider
@@ -24,7 +25,7 @@ def to_uint8(image: Tensor, *, provider: str = AUTO) -> Tensor:
 
     Args:
         image: [N, 3, H, W], nominally in [-1, 1], any floating-point dtype and any strides.
-        provider: "auto", "triton" or "reference"; an explicit one is used or refused.
+        provider: "auto", "triton", "native" or "reference"; an explicit one is used or refused.
 
     Returns:
         uint8, [N, H, W, 3], contiguous.
@@ -78,7 +79,11 @@ SPEC = register(
     OpSpec(
         name="to_uint8",
         function=to_uint8,
-        providers=(triton_provider(_load_triton, limits=_triton_limits), reference_provider(reference.to_uint8)),
+        providers=(
+            triton_provider(_load_triton, limits=_triton_limits),
+            native_provider("to_uint8", _load_triton, limits=_triton_limits),
+            reference_provider(reference.to_uint8),
+        ),
         cases=CASES,
         make_inputs=make_inputs,
     )

@@ -5,11 +5,10 @@
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from featinv_kernels import launches
+from featinv_kernels.toolchain import tl, triton
 
 # Four bytes a thread, written as one word; 192 programs for one 256x256 image.
 BLOCK = 1024

@@ -12,6 +12,7 @@ from featinv_kernels.arguments import check_shape, check_tensors
 from featinv_kernels.dispatch import AUTO, choose
 from featinv_kernels.errors import KernelArgumentError
 from featinv_kernels.library import define_op
+from featinv_kernels.native import native_provider
 from featinv_kernels.ops.upsample_conv import reference
 from featinv_kernels.ops.upsample_conv.cases import CASES, make_inputs
 from featinv_kernels.providers import reference_provider, torch_provider, triton_provider
@@ -31,7 +32,7 @@ def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor, *, provider: str = AU
         x: [B, H, W, C], any floating-point dtype. Tensors that are not contiguous are copied.
         weight: [2, 2, 2, 2, C, C'], same dtype: `phase_weights` of the 3x3 convolution's weight.
         bias: [C'], any floating-point dtype.
-        provider: "auto", "triton", "torch" or "reference"; an explicit one is used or refused.
+        provider: "auto", "triton", "native", "torch" or "reference"; an explicit one is used or refused.
 
     Returns:
         [B, 2H, 2W, C'], contiguous, in the dtype of `x`.
@@ -102,6 +103,7 @@ SPEC = register(
         function=upsample_conv,
         providers=(
             triton_provider(_load_triton, limits=_triton_limits, not_preferred_reasons=_triton_not_preferred),
+            native_provider("upsample_conv", _load_triton, limits=_triton_limits),
             torch_provider(reference.upsample_conv_of_torch),
             reference_provider(reference.upsample_conv),
         ),

@@ -5,11 +5,10 @@
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from featinv_kernels.launches import launch
+from featinv_kernels.toolchain import tl, triton
 
 # The smallest side of a matrix product in Triton.
 SMALLEST = 16
