@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from featinv_fast.cli import convert, demo, doctor, evaluate, invert, train
+from featinv_fast.cli import bench, convert, demo, doctor, evaluate, invert, train
 from featinv_fast.cli.shared import FAILED, INTERRUPTED, USAGE
 from featinv_fast.errors import ArgumentError, FeatInvError
 
@@ -34,6 +34,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=importlib.metadata.version("featinv-fast"))
     parser.add_argument("--verbose", action="store_true", help="say on stderr what is chosen and why")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (demo, invert, evaluate, train, convert, doctor):
+    for command in (demo, invert, evaluate, train, bench, convert, doctor):
         command.add_parser(commands)
     return parser

@@ -1,0 +1,313 @@
+"""`featinv bench`: how fast an engine inverts, by backend, sampler and batch size, once its backends agree.
+
+The backends take turns within a round, so that a slow moment of the machine meets them all, and every speed-up is a
+ratio within a round. What does not agree with the reference is not timed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from featinv_fast import arguments
+from featinv_fast.backends import BACKENDS, Request, reasons_against, resolve_device
+from featinv_fast.commands.measuring import PeakMemory, environment, relative_error, rounded, summary
+from featinv_fast.config import FeatureLayout, Precision
+from featinv_fast.engine import EngineFolder, open_engine
+from featinv_fast.errors import ArgumentError, BackendUnavailableError, FeatInvError
+from featinv_fast.evaluate import Setting
+from featinv_fast.features import FeatureStatisticsWarning
+from featinv_fast.inversion import Inversion
+from featinv_fast.runtime import Runtime
+
+REFERENCE = "torch"
+# Enough for every kind of step, few enough that rounding has no time to grow.
+GATE_STEPS = 2
+# Images of the gate: the first rows of a batch, computed one by one by the reference.
+GATE_ROWS = 2
+# Norm of the difference over the norm of the reference's result in fp32. Half precision rounds at 2**-11 (fp16) and
+# 2**-8 (bf16), and the networks pass that on about tenfold; so does a GPU's TF32, in which fp32 products may be.
+TOLERANCES = {Precision.FP32: 1e-4, Precision.FP16: 2e-2, Precision.BF16: 1e-1}
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What to measure.
+
+    Attributes:
+        engine: an engine folder; `None` is the built-in one.
+        backends: names, the first one is what speed-ups compare with; empty for all that can run.
+        batch_sizes: images of a call.
+        settings: samplers, steps and guidance.
+        rounds: timed calls of each contender.
+        warm_up: calls before that.
+        device, precision, threads: as of `Runtime`.
+        out: a JSONL file that rows are appended to.
+        progress: show what is running on stderr.
+
+    Raises:
+        ArgumentError: a value out of its range, or an unknown backend.
+    """
+
+    engine: Path | None = None
+    backends: tuple[str, ...] = ()
+    batch_sizes: tuple[int, ...] = (1, 8)
+    settings: tuple[Setting, ...] = (Setting(),)
+    rounds: int = 5
+    warm_up: int = 1
+    device: str = "auto"
+    precision: str = "auto"
+    threads: int | None = None
+    out: Path | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for size in self.batch_sizes:
+            arguments.count("a batch size", size)
+        for backend in self.backends:
+            arguments.choice("a backend", backend, BACKENDS)
+        for name, value, least in (("rounds", self.rounds, 2), ("warm-up", self.warm_up, 1)):
+            if value < least:
+                raise ArgumentError(f"the number of {name} calls is too small", given=value, expected=f">= {least}")
+
+
+@dataclasses.dataclass(kw_only=True)
+class Contender:
+    """A backend at one batch size and setting.
+
+    Attributes:
+        row: what is known so far; "error" where it cannot go on.
+        seconds: of each round.
+    """
+
+    runtime: Runtime
+    row: Row
+    seconds: list[float] = dataclasses.field(default_factory=list)
+
+    @property
+    def runs(self) -> bool:
+        """Whether nothing has failed yet."""
+        return "error" not in self.row
+
+
+class Bench:
+    """An engine loaded by every backend that is to be measured.
+
+    Attributes:
+        refused: backends that cannot run, with the reasons against them.
+
+    Raises:
+        EngineError: the engine cannot be opened.
+        BackendUnavailableError: no backend can run.
+    """
+
+    def __init__(self, options: BenchOptions) -> None:
+        self.options = options
+        if options.engine is None:
+            from featinv_fast.demo.builtin import load_engine
+
+            self.engine: EngineFolder = load_engine()
+        else:
+            self.engine = open_engine(options.engine)
+        self.device = resolve_device(options.device)
+        for setting in options.settings:  # before anything is loaded
+            arguments.step_table(self.engine.manifest.sampling, setting.sampler, setting.steps, 0.0)
+        precision = options.precision
+        request = Request(
+            engine=self.engine,
+            device=self.device,
+            precision=None if precision == "auto" else Precision(arguments.choice("precision", precision, Precision)),
+            threads=options.threads,
+        )
+        against = reasons_against(request)
+        asked = options.backends or tuple(against)
+        self.refused = {name: against[name] for name in asked if against[name]}
+        names = [name for name in asked if not against[name]]
+        if not names:
+            raise BackendUnavailableError(
+                "no backend that was asked for can run this engine",
+                given=f"device {self.device}, backends {', '.join(asked)}",
+                reasons=self.refused,
+                remedy="see `featinv doctor`",
+            )
+        self.runtimes = {name: self._open(name, options.precision) for name in names}
+        self.maps = self._maps(max((GATE_ROWS, *options.batch_sizes)))
+
+    def rows(self) -> Iterator[Row]:
+        """Gate and time everything; rows come as they are done and are appended to the file that was asked for."""
+        common = {
+            "benchmark": "bench",
+            "engine": self.engine.manifest.name,
+            "weights_sha256": self.engine.manifest.files["weights.safetensors"].sha256,
+            "feature_shape": list(self.maps.shape[1:]),
+            **environment(self.device, self.options.threads),
+        }
+        expected = [self._reference(setting) for setting in self.options.settings]
+        for setting, images in zip(self.options.settings, expected, strict=True):
+            for batch in self.options.batch_sizes:
+                for contender in self._compare(setting, batch, images):
+                    row = common | contender.row
+                    if self.options.out is not None:
+                        append(self.options.out, row)
+                    yield row
+
+    def _open(self, backend: str, precision: str) -> Runtime:
+        return Runtime(
+            self.engine, backend=backend, device=str(self.device), precision=precision, threads=self.options.threads
+        )
+
+    def _maps(self, count: int) -> Tensor:
+        """Random feature maps [count, C, H, W]."""
+        spec = self.engine.manifest.features
+        edges = (1, 1) if spec.layout is FeatureLayout.POOLED else (spec.height or 8, spec.width or 8)
+        return torch.randn(count, spec.channels, *edges, generator=torch.Generator().manual_seed(0))
+
+    def _invert(self, runtime: Runtime, setting: Setting, batch: int, **options: Any) -> Inversion:
+        """One call of the public interface on the first `batch` maps."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FeatureStatisticsWarning)  # random maps are like no backbone's
+            return runtime.invert(
+                self.maps[:batch],
+                sampler=setting.sampler,
+                guidance_scale=setting.guidance_scale,
+                layout=FeatureLayout.NCHW,
+                **{"steps": setting.steps, "batch_size": batch, **options},
+            )
+
+    def _reference(self, setting: Setting) -> Tensor:
+        """The first images after a few steps: torch in fp32, one by one."""
+        runtime = self._open(REFERENCE, Precision.FP32)
+        found = self._invert(runtime, setting, GATE_ROWS, steps=GATE_STEPS, batch_size=1, output_type="torch")
+        return found.images
+
+    def _compare(self, setting: Setting, batch: int, expected: Tensor) -> list[Contender]:
+        """Gate, warm up and time every backend at one batch size."""
+        sampler, table = arguments.step_table(self.engine.manifest.sampling, setting.sampler, setting.steps, 0.0)
+        what = {"sampler": sampler, "steps": len(table), "batch": batch, "rounds": self.options.rounds}
+        contenders = [
+            Contender(runtime=runtime, row={"backend": name, **what, "warm_up": self.options.warm_up})
+            for name, runtime in self.runtimes.items()
+        ]
+        for contender in contenders:
+            with _failures_noted(contender):
+                self._check(contender, setting, batch, expected)
+        for contender in (c for c in contenders if c.runs):
+            with _failures_noted(contender):
+                self._warm_up(contender, setting, batch)
+        shown = f"{sampler}:{len(table)}, batch {batch}"
+        for _ in tqdm(range(self.options.rounds), desc=shown, leave=False, disable=not self.options.progress):
+            for contender in (c for c in contenders if c.runs):
+                with _failures_noted(contender):
+                    contender.seconds.append(self._time(contender.runtime, setting, batch))
+        running = [c for c in contenders if c.runs]
+        for contender in running:
+            contender.row |= _results(contender, running[0], batch)
+        return contenders
+
+    def _check(self, contender: Contender, setting: Setting, batch: int, expected: Tensor) -> None:
+        """The gate: after a few steps the first images of the batch are the reference's."""
+        found = self._invert(contender.runtime, setting, batch, steps=GATE_STEPS, output_type="torch")
+        rows = min(batch, len(expected))
+        error = relative_error(found.images[:rows], expected[:rows])
+        precision = Precision(found.flags.precision)
+        tolerance = TOLERANCES[precision]
+        if self.device.type == "cuda":
+            tolerance = max(tolerance, TOLERANCES[Precision.FP16])
+        contender.row |= {
+            "precision": str(precision),
+            "guidance_scale": found.flags.guidance_scale,
+            "gate": {"steps": found.flags.steps, "relative": rounded(error, 3), "tolerance": tolerance},
+        }
+        if found.flags.batch_size < batch:
+            contender.row["error"] = f"it takes at most {found.flags.batch_size} images at once"
+        elif not error <= tolerance:  # NaN is not small
+            contender.row["error"] = f"the gate is red: relative error {error:.2g}, tolerance {tolerance:g}"
+
+    def _warm_up(self, contender: Contender, setting: Setting, batch: int) -> None:
+        """The first call, which loads and tunes what later ones find ready, and its memory."""
+        memory = PeakMemory(self.device)
+        seconds = [self._time(contender.runtime, setting, batch) for _ in range(self.options.warm_up)]
+        contender.row |= {"first_seconds": rounded(seconds[0]), "peak_memory": memory.read()}
+
+    def _time(self, runtime: Runtime, setting: Setting, batch: int) -> float:
+        """Seconds of a call, from maps on the CPU to uint8 images on the CPU.
+
+        Raises:
+            FeatInvError: it did something else than it was asked for, and its time says nothing.
+        """
+        start = time.perf_counter()
+        flags = self._invert(runtime, setting, batch).flags
+        seconds = time.perf_counter() - start
+        if flags.batch_size < batch:
+            raise FeatInvError("memory ran out", given=f"{batch} images at once", expected=f"{flags.batch_size}")
+        if flags.recomputed:
+            raise FeatInvError(f"{len(flags.recomputed)} rows overflowed and were computed again in fp32")
+        return seconds
+
+
+@contextlib.contextmanager
+def _failures_noted(contender: Contender) -> Iterator[None]:
+    """One contender's failure is its row's, and does not end the benchmark."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - backends raise what their libraries raise
+        contender.row["error"] = f"{type(error).__name__}: {error}"
+
+
+def _results(contender: Contender, baseline: Contender, batch: int) -> Row:
+    """The entries of a row that was timed."""
+    seconds = summary(contender.seconds)
+    results: Row = {
+        "seconds": seconds,
+        "seconds_per_image": rounded(seconds["median"] / batch),
+        "images_per_second": rounded(batch / seconds["median"]),
+    }
+    if contender is not baseline:
+        ratios = [slow / fast for slow, fast in zip(baseline.seconds, contender.seconds, strict=True)]
+        results["speed_up"] = {"over": baseline.row["backend"], **summary(ratios)}
+    return results
+
+
+def append(path: Path, row: Row) -> None:
+    """Append one row to a JSONL file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def cells(rows: Sequence[Row]) -> list[list[str]]:
+    """A head and a line for each row, for people."""
+    lines = [["backend", "sampler", "batch", "median s", "p20 to p80", "images/s", "speed-up", "memory GiB", "gate"]]
+    for row in rows:
+        first = [f"{row['backend']} {row.get('precision', '')}".strip(), f"{row['sampler']}:{row['steps']}"]
+        gate = f"{row['gate']['relative']:.1e}" if "gate" in row else "-"
+        if "error" in row:
+            lines.append([*first, str(row["batch"]), *["-"] * 5, "red" if "red" in row["error"] else gate])
+            continue
+        seconds, memory = row["seconds"], row["peak_memory"]
+        ratio = f"{row['speed_up']['median']:.2f}x" if "speed_up" in row else "1"
+        peak = memory.get("gpu_used_gib", memory.get("process_resident_gib"))
+        lines.append(
+            [
+                *first,
+                str(row["batch"]),
+                f"{seconds['median']:.4g}",
+                f"{seconds['p20']:.4g} to {seconds['p80']:.4g}",
+                f"{row['images_per_second']:.4g}",
+                ratio,
+                "-" if peak is None else f"{peak:.2f}",
+                gate,
+            ]
+        )
+    return lines
