@@ -1,7 +1,7 @@
-"""The one place where kernels are launched, so that launches can be recorded instead.
+"""The one place where kernels are launched, so that launches can be recorded, or go elsewhere, instead.
 
 A recording on meta tensors says what a GPU would be asked to compile for a case, without a GPU: `ahead_of_time.py`
-compiles it, and the support table lists it.
+compiles it, and the support table lists it. `native.py` sends launches to the native library.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -33,7 +33,9 @@ class Launch:
     options: dict[str, Any]
 
 
-_recording: contextvars.ContextVar[list[Launch] | None] = contextvars.ContextVar("featinv_recording", default=None)
+_receiver: contextvars.ContextVar[Callable[[Launch], None] | None] = contextvars.ContextVar(
+    "featinv_receiver", default=None
+)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *tensors: Tensor | None, options: dict[str, Any], **values: Any) -> None:
@@ -48,10 +50,10 @@ def launch(kernel: Any, grid: tuple[int, ...], *tensors: Tensor | None, options:
     """
     if 0 in grid:
         return
-    recording = _recording.get()
-    if recording is not None:
+    receiver = _receiver.get()
+    if receiver is not None:
         arguments = dict(zip(kernel.arg_names, tensors, strict=False)) | values
-        recording.append(
+        receiver(
             Launch(
                 kernel=kernel, grid=grid, arguments={n: arguments[n] for n in kernel.arg_names}, options=dict(options)
             )
@@ -63,11 +65,18 @@ def launch(kernel: Any, grid: tuple[int, ...], *tensors: Tensor | None, options:
 
 
 @contextlib.contextmanager
+def sent_to(receiver: Callable[[Launch], None]) -> Iterator[None]:
+    """Inside, kernels are not run; `receiver` gets each launch when it is made."""
+    token = _receiver.set(receiver)
+    try:
+        yield
+    finally:
+        _receiver.reset(token)
+
+
+@contextlib.contextmanager
 def record_launches() -> Iterator[list[Launch]]:
     """Inside, kernels are not run; the list that is returned gathers what would have been."""
     launches: list[Launch] = []
-    token = _recording.set(launches)
-    try:
+    with sent_to(launches.append):
         yield launches
-    finally:
-        _recording.reset(token)

@@ -86,11 +86,15 @@ def device_reasons(device: torch.device) -> list[str]:
     return []
 
 
-def _triton_reasons(request: Request) -> list[str]:
+def compiled_kernel_reasons(request: Request, *, also_on_cpu: bool = False) -> list[str]:
+    """Why code that Triton generates cannot run where the request's tensors are, and on their dtype.
+
+    Args:
+        request: the call.
+        also_on_cpu: the kernels are interpreted, which works on tensors of any device.
+    """
     reasons = []
-    if not _is_installed("triton"):
-        reasons.append("triton is not installed")
-    if request.device.type != "cuda" and not _is_interpreted():
+    if request.device.type != "cuda" and not also_on_cpu:
         reasons.append(f"it needs CUDA tensors, given {request.device.type} tensors")
     if request.device.type == "cuda" and torch.cuda.is_available():
         capability = torch.cuda.get_device_capability(request.device)
@@ -100,6 +104,11 @@ def _triton_reasons(request: Request) -> list[str]:
     if request.dtype not in TRITON_DTYPES:
         reasons.append(f"it takes {', '.join(map(str, TRITON_DTYPES))}, given {request.dtype}")
     return reasons
+
+
+def _triton_reasons(request: Request) -> list[str]:
+    reasons = [] if _is_installed("triton") else ["triton is not installed"]
+    return [*reasons, *compiled_kernel_reasons(request, also_on_cpu=_is_interpreted())]
 
 
 @functools.cache
