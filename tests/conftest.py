@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from featinv_fast.checkpoints.recipe import Recipe
 from featinv_fast.config import AutoencoderConfig, ModelConfig, to_dict
 from featinv_fast.demo import builtin
 from featinv_fast.engine import open_engine, staging
+from featinv_fast.engine.trust import CACHE_VARIABLE
 from featinv_fast.errors import EngineExistsError, EngineLockedError
 from featinv_fast.features import small_backbones
 from featinv_fast.models import FeatInv
@@ -155,17 +156,42 @@ def golden_checkpoint(golden: Golden, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def golden_engine(golden_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The golden checkpoint as an engine folder, fp32 with ONNX graphs. Do not change it.
+    """The golden checkpoint as an engine folder, fp32 with ONNX graphs. Do not change it."""
+    options = ExportOptions(checkpoint=golden_checkpoint, out=_shared(tmp_path_factory) / "golden.engine", onnx=True)
+    return _exported_once(options)
 
-    Exporting takes half a minute, so parallel test processes share one engine: the first one writes it, and the
-    export's own lock keeps the others waiting.
-    """
+
+@pytest.fixture(scope="session")
+def aoti_engine(golden_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden checkpoint as an engine folder, fp32 with AOTInductor packages for the CPU. Do not change it."""
+    options = ExportOptions(checkpoint=golden_checkpoint, out=_shared(tmp_path_factory) / "aoti.engine", aoti="cpu")
+    return _exported_once(options)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the tests build is not noted among what the user built."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(_shared(tmp_path_factory) / "cache"))
+        yield
+
+
+def _shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this test run that parallel test processes share."""
     root = tmp_path_factory.getbasetemp()
-    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "golden.engine"
+    return root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+
+def _exported_once(options: ExportOptions) -> Path:
+    """An export takes half a minute and compiling minutes, so that the first test process does it for all.
+
+    The export's own lock keeps the others waiting.
+    """
+    folder = options.destination
     while not folder.exists():
         with contextlib.suppress(EngineExistsError):
             try:
-                export(ExportOptions(checkpoint=golden_checkpoint, out=folder, onnx=True))
+                export(options)
             except EngineLockedError:
                 time.sleep(1.0)
     return folder

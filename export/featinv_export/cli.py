@@ -6,23 +6,38 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from featinv_export.options import ExportOptions
+from featinv_export.options import AOTI_DEVICES, ExportOptions
+from featinv_export.plan_arguments import add_plan_arguments, take_plan_options
 from featinv_fast.config import Precision
 from featinv_fast.errors import ArgumentError, FeatInvError
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+# What a command is about.
+SUBJECTS = ("checkpoint", "from_onnx", "verify", "inspect")
+# What the graphs of an engine were made with, and only another export changes.
+MADE_BY_EXPORT = frozenset(("onnx", "aoti", "trt", "precision", "storage", "max_batch", "optimal_batch"))
+READ_BY_EXPORT = frozenset(("backbone", "layer", "feature_size"))
+FIXED_BY_ENGINE = MADE_BY_EXPORT | READ_BY_EXPORT
+# See `featinv_export.exporter`, which takes a while to import.
+Progress = Callable[[str, int, int], None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is 0 for done, 1 for failed, 2 for wrong usage, 130 for interrupted."""
-    parsed = vars(_parser().parse_args(arguments))
-    as_json = parsed.pop("json")
+    parser = _parser()
+    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    if sum(name in given for name in SUBJECTS) != 1:
+        parser.error("name one thing to work on: --ckpt PATH, --from-onnx DIR, --verify DIR or --inspect DIR")
+    as_json = given.pop("json")
     try:
-        options = ExportOptions(**{name: value for name, value in parsed.items() if value is not None})
-        engine = _export(options)
+        if "inspect" in given:
+            print(_inspection(given, as_json=as_json))
+            return DONE
+        engine = _run(given)
     except KeyboardInterrupt:
         print("featinv-export: interrupted, no engine was installed", file=sys.stderr)
         return INTERRUPTED
@@ -33,11 +48,64 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return DONE
 
 
-def _export(options: ExportOptions) -> Path:
-    # Here and not above, so that --help and usage errors do not wait for torch.
-    from tqdm import tqdm
+def _run(given: dict[str, Any]) -> Path:
+    """Make what the arguments ask for. Modules that need torch are imported late: usage errors do not wait for it."""
+    if "verify" in given:
+        folder = given.pop("verify")
+        _refuse(given, "with --verify")
+
+        from featinv_export.verify import verify
+
+        return _with_bar(lambda progress: verify(folder, progress))
+    plans = take_plan_options(given)
+    if "from_onnx" in given:
+        folder = given.pop("from_onnx")
+        _refuse(given, "with --from-onnx")
+        assert plans is not None  # or `take_plan_options` would have refused
+
+        from featinv_export.from_onnx import add_plans
+
+        return _with_bar(lambda progress: add_plans(folder, plans, progress))
+    if "refit" in given:
+        folder = given.pop("refit")
+        _refuse({name: value for name, value in given.items() if name in FIXED_BY_ENGINE}, "with --refit")
+
+        from featinv_export.refit import refit
+
+        options = ExportOptions(**given)
+        return _with_bar(lambda progress: refit(folder, options, progress))
+    if plans is not None:
+        given |= {"trt": plans, "onnx": True}
+    options = ExportOptions(**given)
 
     from featinv_export.exporter import export
+
+    return _with_bar(lambda progress: export(options, progress))
+
+
+def _inspection(given: dict[str, Any], *, as_json: bool) -> str:
+    from featinv_export.inspect_engine import as_data, as_text
+    from featinv_fast.engine import open_engine
+
+    folder = given.pop("inspect")
+    _refuse(given, "with --inspect")
+    engine = open_engine(folder)
+    return json.dumps(as_data(engine), indent=2) if as_json else as_text(engine)
+
+
+def _refuse(given: dict[str, Any], where: str) -> None:
+    """Refuse options that would have no effect."""
+    surplus = [name for name, value in given.items() if value is not False]
+    if surplus:
+        raise ArgumentError(
+            f"these options have no effect {where}",
+            given=", ".join(f"--{name.replace('_', '-')}" for name in surplus),
+            remedy="leave them out, or export the checkpoint",
+        )
+
+
+def _with_bar(work: Callable[[Progress], Path]) -> Path:
+    from tqdm import tqdm
 
     # Only a terminal gets the bar.
     with tqdm(unit="step", file=sys.stderr, disable=None) as bar:
@@ -48,7 +116,7 @@ def _export(options: ExportOptions) -> Path:
             bar.update(done - bar.n)
             bar.refresh()
 
-        return export(options, progress)
+        return work(progress)
 
 
 def _summary(engine: Path) -> dict[str, object]:
@@ -77,14 +145,27 @@ def _parser() -> argparse.ArgumentParser:
         "--ckpt",
         dest="checkpoint",
         type=Path,
-        required=True,
         metavar="PATH",
         help="checkpoint: .safetensors, .ckpt, or a folder in the diffusers layout",
     )
     add("--out", type=Path, metavar="DIR", help="engine folder to write (default: the checkpoint's name + .engine)")
+    add(
+        "--refit",
+        type=Path,
+        metavar="DIR",
+        help="put the checkpoint's weights into this engine, in place or as --out; its graphs are kept",
+    )
     add("--force", action="store_true", help="replace an engine that is already there")
     add("--name", help="name of the engine, for people (default: the checkpoint's name)")
     add("--onnx", action="store_true", help="also write ONNX graphs, for onnxruntime and others")
+    add(
+        "--aoti",
+        nargs="?",
+        const="auto",
+        choices=AOTI_DEVICES,
+        metavar="DEVICE",
+        help="also compile AOTInductor packages, for the CPU or the GPU here (default: auto, the GPU if there is one)",
+    )
     add(
         "--precision",
         type=Precision,
@@ -100,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of the stored weights alone: half the size for an fp32 engine (lossy)",
     )
     add("--max-batch", type=int, metavar="N", help="largest batch of one call (default: 64)")
-    add("--optimal-batch", type=int, metavar="N", help="batch that kernels are tuned for (default: 1)")
+    add("--optimal-batch", "--opt-batch", type=int, metavar="N", help="batch that kernels are tuned for (default: 1)")
     add("--prompt", metavar="TEXT", help="prompt (default: the checkpoint's, or the official one)")
     add("--negative-prompt", metavar="TEXT", help="of the unconditional branch (default: the checkpoint's or empty)")
     add("--tokenizer", type=Path, metavar="PATH", help="CLIP's tokenizer.json or its folder, for prompts of your own")
@@ -113,6 +194,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--sampler", metavar="NAME", help="default sampler of the engine (default: the checkpoint's)")
     add("--steps", type=int, metavar="N", help="default number of steps of the engine")
     add("--guidance-scale", type=float, metavar="G", help="default guidance scale of the engine")
+    add_plan_arguments(parser)
+    add(
+        "--verify",
+        type=Path,
+        metavar="DIR",
+        help="run the comparisons of an engine again, on all backends that run here",
+    )
+    add("--inspect", type=Path, metavar="DIR", help="show what is inside an engine")
     add("--json", action="store_true", help="print a JSON object instead of the engine's path")
     return parser
 

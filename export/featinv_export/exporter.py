@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import importlib
 import importlib.metadata
@@ -12,14 +13,23 @@ from pathlib import Path
 import torch
 
 from featinv_export import parity, source
+from featinv_export.aoti_packages import require_compiler, write_packages
 from featinv_export.model_card import model_card
 from featinv_export.options import ExportOptions
+from featinv_export.tensorrt_.plans import GPU, require_tensorrt, write_plans
 from featinv_export.weights import exceptions_in_fp32, weight_index, write_weights
+from featinv_fast.backends import resolve_device
+from featinv_fast.backends.aoti_ import SUFFIX as AOTI_SUFFIX
+from featinv_fast.backends.aoti_ import target_here
 from featinv_fast.backends.onnxruntime_ import SUFFIX
+from featinv_fast.backends.torch_ import WEIGHT_FILE, TorchSession
 from featinv_fast.checkpoints import check_finite
 from featinv_fast.config import Precision
 from featinv_fast.engine import Exactness, GraphSpec, Manifest, OptionInfo, graph_specs, staging
 from featinv_fast.engine.files import entry_names
+from featinv_fast.engine.manifest import MANIFEST_NAME
+from featinv_fast.engine.plans import PlanInfo
+from featinv_fast.engine.trust import note_built_here
 from featinv_fast.errors import MissingPackageError
 from featinv_fast.rewrites.engine_model import EngineModel, storage_dtypes
 
@@ -27,6 +37,9 @@ CARD = "README.md"
 # What an engine needs on the disk beside its weights: graphs of a few megabytes and the manifest.
 SPARE_BYTES = 32 * 2**20
 
+
+# The plans of the two denoisers hold most of the weights each.
+PLANS_PER_WEIGHTS = 2
 
 # Is told what comes next, how many steps are done, and of how many.
 Progress = Callable[[str, int, int], None]
@@ -46,14 +59,20 @@ def export(options: ExportOptions, progress: Progress = lambda *_: None) -> Path
         ArgumentError: options that are out of range or contradict the checkpoint.
         CheckpointError: the checkpoint cannot be read, is damaged, or holds NaN or infinite weights.
         TextError: a prompt cannot be embedded.
-        MissingPackageError: ONNX graphs are asked for but the packages that write them are not installed.
+        BackendUnavailableError: TensorRT plans are asked for, and there is no TensorRT or no GPU.
+        MissingPackageError: ONNX graphs or AOTInductor packages are asked for but what writes them is not installed.
         EngineExistsError, EngineLockedError, ExportError: the destination cannot be written.
         ParityError: a graph does not compute what the model computes. The numbers are in a file beside the
             destination, named like it with `.parity.json` at the end; nothing was installed.
     """
+    if options.trt is not None:
+        require_tensorrt(options.destination)
     if options.onnx:
         _require_onnx()
-    steps = _Steps(options, progress)
+    aoti = None if options.aoti is None else resolve_device(options.aoti)
+    if aoti is not None:
+        require_compiler(aoti)
+    steps = Steps(_step_count(options), progress)
     steps.begin("reading the checkpoint")
     checkpoint = source.read_checkpoint(options)
     structure = EngineModel.empty(checkpoint.config)
@@ -67,6 +86,8 @@ def export(options: ExportOptions, progress: Progress = lambda *_: None) -> Path
     storage = None if options.storage is options.precision else options.storage
     dtypes = storage_dtypes(structure, storage or options.precision)
     required = sum(tensor.numel() * dtypes[name].itemsize for name, tensor in structure.state_dict().items())
+    if options.trt is not None:
+        required += required * PLANS_PER_WEIGHTS
     with staging(options.destination, force=options.force, required_bytes=required + SPARE_BYTES) as stage:
         steps.begin("checking the weights")
         check_finite(checkpoint.named_tensors())
@@ -91,11 +112,20 @@ def export(options: ExportOptions, progress: Progress = lambda *_: None) -> Path
             storage=storage,
             kept_fp32=kept_fp32,
             onnx=options.onnx,
+            aoti=aoti,
         )
         if options.onnx:
             arithmetic = storage_dtypes(structure, options.precision, kept_fp32)
             _write_graphs(structure, arithmetic, specs, stage.path, steps)
+        if aoti is not None:
+            write_packages(_modules(candidate, aoti), specs, aoti, stage.path, steps.begin)
         results = parity.compare(candidate, cases, steps.begin)
+        plans: tuple[PlanInfo, ...] = ()
+        if options.trt is not None:
+            profiles = options.trt.batch_profiles(options.optimal_batch, options.max_batch)
+            plans = write_plans(stage.path, specs, options.precision, options.trt, profiles, steps.begin, steps.detail)
+            steps.begin("checking the plans")
+            results = (*results, *parity.compare_plans(candidate, plans, cases, GPU))
         report = stage.destination.with_name(f"{stage.destination.name}.parity.json")
         checked = parity.require_passed(results, report)
 
@@ -116,29 +146,51 @@ def export(options: ExportOptions, progress: Progress = lambda *_: None) -> Path
             rewrites=_rewrites(structure, storage),
             adaptations=checkpoint.adaptations,
             parity=checked,
+            plans=plans,
+            aoti=None if aoti is None else target_here(aoti),
             source=source.source_info(checkpoint),
             tools=_tools(options),
         )
         names = sorted({*entry_names(stage.path), CARD})
         (stage.path / CARD).write_text(model_card(manifest, names), encoding="utf-8")
         engine = stage.finish(manifest)
+        if aoti is not None:
+            _note_packages(engine)
     steps.begin("done")
     return engine
 
 
-class _Steps:
-    """Counts the steps of an export for whoever watches it."""
+def _step_count(options: ExportOptions) -> int:
+    # Reading, checking, writing weights, plain model, torch, installing.
+    total = 6
+    # Five graphs are written and checked, five packages or plans made and checked at once.
+    total += 2 * 5 if options.onnx else 0
+    return total + sum(5 + 1 for asked in (options.aoti, options.trt) if asked)
 
-    def __init__(self, options: ExportOptions, progress: Progress) -> None:
-        # Reading, checking, writing weights, plain model, torch, installing; five graphs are written and checked.
-        self.total = 6 + (2 * 5 if options.onnx else 0)
+
+class Steps:
+    """Counts the steps of an export for whoever watches it.
+
+    Args:
+        total: how many there are.
+        progress: is told of each.
+    """
+
+    def __init__(self, total: int, progress: Progress) -> None:
+        self.total = total
         self.done = -1
+        self.what = ""
         self.progress = progress
 
     def begin(self, what: str) -> None:
         """The step before is done, `what` comes next."""
         self.done += 1
+        self.what = what
         self.progress(what, self.done, self.total)
+
+    def detail(self, text: str) -> None:
+        """How far the current step is."""
+        self.progress(f"{self.what}: {text}", self.done, self.total)
 
 
 def _require_onnx() -> None:
@@ -163,7 +215,7 @@ def _write_graphs(
     dtypes: Mapping[str, torch.dtype],
     specs: Mapping[str, GraphSpec],
     folder: Path,
-    steps: _Steps,
+    steps: Steps,
 ) -> None:
     """Write each graph as ONNX. `structure` is on the meta device: no weight is read."""
     import onnx_ir
@@ -177,6 +229,26 @@ def _write_graphs(
     for name, spec in specs.items():
         steps.begin(f"writing {name}{SUFFIX}")
         onnx_ir.save(export_graph(graphs[name], spec, index), folder / (name + SUFFIX))
+
+
+def _modules(candidate: parity.Candidate, device: torch.device) -> dict[str, torch.nn.Module]:
+    """The graphs as torch modules with the weights of the engine's file."""
+    session = TorchSession(
+        candidate.config,
+        candidate.folder / WEIGHT_FILE,
+        device=device,
+        precision=candidate.precision,
+        kept_fp32=candidate.kept_fp32,
+    )
+    return session.graphs
+
+
+def _note_packages(engine: Path) -> None:
+    """The packages are native code, which its maker may run without being asked for trust."""
+    files = Manifest.from_json((engine / MANIFEST_NAME).read_bytes()).files
+    # A cache that cannot be written costs the flag `--trust-engine` later and not the export.
+    with contextlib.suppress(OSError):
+        note_built_here(info.sha256 for name, info in files.items() if name.endswith(AOTI_SUFFIX))
 
 
 def _rewrites(structure: EngineModel, storage: Precision | None) -> tuple[OptionInfo, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from featinv_fast.config import FeatureSpec
-from featinv_fast.engine import Manifest, ParityInfo, ParityStatus
+from featinv_fast.engine import AotiInfo, Manifest, ParityInfo, ParityStatus
 
 INTRODUCTION = """\
 An engine of [FeatInv](https://arxiv.org/abs/2505.21032): it turns feature maps of a vision model back into images of
@@ -71,7 +71,7 @@ def model_card(manifest: Manifest, file_names: list[str]) -> str:
         "## How it was made",
         *_provenance(manifest),
         "## Files",
-        _table(("file", "content"), [(f"`{name}`", _content(name)) for name in file_names]),
+        _table(("file", "content"), [(f"`{name}`", _content(name, manifest.aoti)) for name in file_names]),
         "## Parity",
         PARITY,
         _table(
@@ -92,7 +92,11 @@ def _provenance(manifest: Manifest) -> list[str]:
         f"Adaptations of the weights, which change the images:\n\n{adaptations}"
         if adaptations
         else "The weights are those of the checkpoint, not adapted.",
-        *([f"Kept in fp32 because the values do not fit {manifest.storage or manifest.precision}: {kept}."] if kept else []),
+        *(
+            [f"Kept in fp32 because the values do not fit {manifest.storage or manifest.precision}: {kept}."]
+            if kept
+            else []
+        ),
         f"Source: {source}. Tools: {tools}. Made {manifest.created}.",
     ]
 
@@ -101,10 +105,16 @@ def _storage(manifest: Manifest) -> str:
     return "" if manifest.storage is None else f", weights stored in {manifest.storage}"
 
 
-def _content(file_name: str) -> str:
+def _content(file_name: str, aoti: AotiInfo | None) -> str:
     stem, _, suffix = file_name.rpartition(".")
     if suffix == "onnx":
         return f"{FILES[stem]} (ONNX, weights in `weights.safetensors`)"
+    if suffix == "pt2" and aoti is not None:
+        return (
+            f"{FILES[stem]} (AOTInductor for {aoti.target} with torch {aoti.torch}, weights in `weights.safetensors`)"
+        )
+    if suffix == "plan":
+        return f"{FILES[stem]} (TensorRT: native code for the GPU and the version that the manifest names)"
     return {"weights.safetensors": "all weights", "README.md": "this text"}[file_name]
 
 

@@ -6,8 +6,11 @@ import dataclasses
 import math
 from pathlib import Path
 
+from featinv_export.tensorrt_.options import PlanOptions
 from featinv_fast.config import Precision
 from featinv_fast.errors import ArgumentError
+
+AOTI_DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,6 +22,8 @@ class ExportOptions:
         out: the engine folder to be; `None` is the checkpoint's name with `.engine` in the working directory.
         name: of the engine, for people; `None` is the checkpoint's name.
         onnx: also write the graphs as ONNX, for onnxruntime and others.
+        aoti: also compile the graphs with AOTInductor for this device: "cpu", "cuda", or "auto" for the GPU where
+            there is one.
         precision: of the graphs' arithmetic and, unless `storage` says otherwise, of the stored weights.
         storage: of the stored weights; half of the size for a rounding of the weights (lossy), while the arithmetic
             keeps `precision`, which is what a CPU is fast in.
@@ -37,6 +42,7 @@ class ExportOptions:
         steps: the engine's default number of steps.
         guidance_scale: the engine's default guidance scale.
         force: replace an engine that is already at `out`.
+        trt: also build TensorRT plans of the ONNX graphs, on the GPU of this machine.
 
     Raises:
         ArgumentError: values that contradict each other or lie outside their range.
@@ -46,6 +52,7 @@ class ExportOptions:
     out: Path | None = None
     name: str | None = None
     onnx: bool = False
+    aoti: str | None = None
     precision: Precision = Precision.FP32
     storage: Precision | None = None
     prompt: str | None = None
@@ -63,6 +70,7 @@ class ExportOptions:
     steps: int | None = None
     guidance_scale: float | None = None
     force: bool = False
+    trt: PlanOptions | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.optimal_batch <= self.max_batch:
@@ -71,6 +79,18 @@ class ExportOptions:
                 given=f"optimal {self.optimal_batch}, largest {self.max_batch}",
                 expected="1 <= optimal <= largest",
             )
+        if self.aoti not in (None, *AOTI_DEVICES):
+            raise ArgumentError("packages are not made for this device", given=self.aoti, expected=AOTI_DEVICES)
+        if self.trt is not None and not self.onnx:
+            raise ArgumentError("plans are built from ONNX graphs", given="plans alone", expected="onnx=True as well")
+        if self.trt is not None:
+            largest = max(p.maximum for p in self.trt.batch_profiles(self.optimal_batch, self.max_batch))
+            if largest != self.max_batch:
+                raise ArgumentError(
+                    "the plans do not take the engine's largest batch",
+                    given=f"profiles up to {largest}, largest batch {self.max_batch}",
+                    expected="the same",
+                )
         if self.feature_size is not None and min(self.feature_size) < 1:
             raise ArgumentError(
                 "the feature size is out of range", given=self.feature_size, expected="height and width of at least 1"

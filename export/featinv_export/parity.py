@@ -17,11 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from featinv_fast.backends.aoti_ import SUFFIX as AOTI_SUFFIX
+from featinv_fast.backends.aoti_ import AotiSession
 from featinv_fast.backends.base import Session
 from featinv_fast.backends.onnxruntime_ import SUFFIX, OnnxruntimeSession, provider_problems
+from featinv_fast.backends.tensorrt_ import TensorrtSession
 from featinv_fast.backends.torch_ import WEIGHT_FILE, TorchSession
 from featinv_fast.config import ModelConfig, Precision
 from featinv_fast.engine import GraphSpec, ParityInfo, ParityStatus
+from featinv_fast.engine.files import hash_files
+from featinv_fast.engine.plans import PlanInfo
 from featinv_fast.errors import ParityError
 from featinv_fast.models import FeatInv
 from featinv_fast.models.layers import ResidualBlock
@@ -78,6 +83,7 @@ class Candidate:
     precision: Precision
     kept_fp32: tuple[str, ...]
     onnx: bool
+    aoti: torch.device | None = None  # what the AOTInductor packages run on, where there are any
     storage: Precision | None = None  # of the weights, where it is not `precision`
 
     def tolerance(self, graph: str) -> float:
@@ -94,19 +100,8 @@ def reference_cases(model: FeatInv, prompts: Tensor, specs: Mapping[str, GraphSp
     generator = torch.Generator().manual_seed(0)
     cases = []
     for batch, sizes in zip(BATCHES, FEATURE_SIZES, strict=True):
-        shapes = {
-            name: shape
-            for spec in specs.values()
-            for name, shape in spec.input_shapes({"batch": batch, "steps": batch} | sizes).items()
-        }
-        values = {name: torch.randn(shapes[name], generator=generator) for name in ("features", "latents")}
-        values["timesteps"] = torch.linspace(481.0, 1.0, batch)  # [S]
-        if "guidance" in shapes:
-            values["guidance"] = torch.full((batch,), GUIDANCE_SCALE)  # [S]
-        values["guidance_scale"] = torch.tensor(GUIDANCE_SCALE)
-        # All different, so that no two residuals or branches can be exchanged.
-        scales = 0.5 + 0.5 * torch.rand(shapes["control_scales"][1:], generator=generator)
-        branch_scales = torch.stack([scales, scales.flip(0)])  # [2, 13]
+        values = random_inputs(specs, batch, sizes, generator)
+        branch_scales = values["control_scales"]  # [2, 13]
 
         condition = values["condition"] = model.condition_encoder(values["features"])
         rows = _time_rows(model, values["timesteps"], values.get("guidance"))  # [S, T]
@@ -137,6 +132,26 @@ def reference_cases(model: FeatInv, prompts: Tensor, specs: Mapping[str, GraphSp
     return cases
 
 
+def random_inputs(
+    specs: Mapping[str, GraphSpec], batch: int, sizes: Mapping[str, int], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Those inputs of the graphs that no other graph computes, by name; `control_scales` for two branches."""
+    shapes = {
+        name: shape
+        for spec in specs.values()
+        for name, shape in spec.input_shapes({"batch": batch, "steps": batch} | dict(sizes)).items()
+    }
+    values = {name: torch.randn(shapes[name], generator=generator) for name in ("features", "latents")}
+    values["timesteps"] = torch.linspace(481.0, 1.0, batch)  # [S]
+    if "guidance" in shapes:
+        values["guidance"] = torch.full((batch,), GUIDANCE_SCALE)  # [S]
+    values["guidance_scale"] = torch.tensor(GUIDANCE_SCALE)
+    # All different, so that no two residuals or branches can be exchanged.
+    scales = 0.5 + 0.5 * torch.rand(shapes["control_scales"][1:], generator=generator)
+    values["control_scales"] = torch.stack([scales, scales.flip(0)])  # [2, 13]
+    return values
+
+
 def _time_rows(model: FeatInv, timesteps: Tensor, guidance: Tensor | None) -> Tensor:
     """What each residual block adds at `timesteps` [S], ControlNet first, side by side: [S, T]."""
     biases = []
@@ -148,7 +163,7 @@ def _time_rows(model: FeatInv, timesteps: Tensor, guidance: Tensor | None) -> Te
 
 
 def compare(candidate: Candidate, cases: Sequence[Case], report: Callable[[str], None]) -> tuple[Comparison, ...]:
-    """Run all cases on torch and, where there are ONNX graphs, on onnxruntime.
+    """Run all cases on torch and, where there are graphs or packages for them, on onnxruntime and AOTInductor.
 
     One session at a time is held: each may keep a copy of its weights.
 
@@ -159,8 +174,16 @@ def compare(candidate: Candidate, cases: Sequence[Case], report: Callable[[str],
     """
     report("checking torch")
     results = _run_torch(candidate, cases)
-    if not candidate.onnx:
-        return tuple(results)
+    if candidate.onnx:
+        results += _run_onnxruntime(candidate, cases, report)
+    if candidate.aoti is not None:
+        report("checking the packages")
+        results += _run_aoti(candidate, cases, candidate.aoti)
+    return tuple(results)
+
+
+def _run_onnxruntime(candidate: Candidate, cases: Sequence[Case], report: Callable[[str], None]) -> list[Comparison]:
+    results: list[Comparison] = []
     problems = provider_problems(CPU)
     if candidate.precision is Precision.BF16:
         problems.append("onnxruntime has no bf16 kernels for the CPU")
@@ -171,7 +194,28 @@ def compare(candidate: Candidate, cases: Sequence[Case], report: Callable[[str],
             results += [_comparison(case, "onnxruntime", "not run", reason="; ".join(problems)) for case in own]
         else:
             results += _run_all(candidate, "onnxruntime", own, functools.partial(_onnxruntime_session, candidate, name))
-    return tuple(results)
+    return results
+
+
+def compare_plans(
+    candidate: Candidate, plans: Sequence[PlanInfo], cases: Sequence[Case], device: torch.device
+) -> list[Comparison]:
+    """Run the cases of TensorRT plans, whose files lie in the candidate's folder, on the GPU they were built for."""
+    hashes = hash_files(candidate.folder, [plan.file_name for plan in plans])
+    session = functools.partial(
+        TensorrtSession,
+        candidate.folder,
+        {plan.graph: plan for plan in plans},
+        candidate.specs,
+        {plan.graph: hashes[plan.file_name].sha256 for plan in plans},
+        device=device,
+        precision=candidate.precision,
+    )
+    largest = max(profile.maximum for plan in plans for profile in plan.profiles)
+    results = _run_all(candidate, "tensorrt", [case for case in cases if case.batch <= largest], session)
+    reason = f"the plans take a batch of {largest} at most"
+    beyond = [case for case in cases if case.batch > largest]
+    return results + [_comparison(case, "tensorrt", "not run", reason=reason) for case in beyond]
 
 
 def require_passed(results: Sequence[Comparison], report_path: Path) -> tuple[ParityInfo, ...]:
@@ -206,6 +250,15 @@ def _run_torch(candidate: Candidate, cases: Sequence[Case]) -> list[Comparison]:
     return results + _run_all(candidate, "torch in fp32", cases, session)
 
 
+def _run_aoti(candidate: Candidate, cases: Sequence[Case], device: torch.device) -> list[Comparison]:
+    if device.type == "cpu" and not _has_kernels(candidate.precision):
+        reason = f"this CPU has no {candidate.precision} convolutions"
+        return [_comparison(case, "aoti", "not run", reason=reason) for case in cases]
+    # On a GPU torch would round the factors of fp32 convolutions to ten bits.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        return _run_all(candidate, "aoti", cases, functools.partial(_aoti_session, candidate, device))
+
+
 def _has_kernels(precision: Precision) -> bool:
     """Whether torch computes in `precision` on this CPU without emulating it."""
     supported = {
@@ -234,6 +287,16 @@ def _onnxruntime_session(candidate: Candidate, graph: str) -> Session:
     )
 
 
+def _aoti_session(candidate: Candidate, device: torch.device) -> Session:
+    return AotiSession(
+        {name: candidate.folder / (name + AOTI_SUFFIX) for name in candidate.specs},
+        candidate.folder / WEIGHT_FILE,
+        device=device,
+        precision=candidate.precision,
+        kept_fp32=candidate.kept_fp32,
+    )
+
+
 def _run_all(
     candidate: Candidate, backend: str, cases: Sequence[Case], make_session: Callable[[], Session]
 ) -> list[Comparison]:
@@ -243,7 +306,7 @@ def _run_all(
     for case in cases:
         try:
             session = session or make_session()
-            output = session.run(case.graph, *case.inputs)
+            output = session.run(case.graph, *(x.to(session.device) for x in case.inputs)).cpu()
         except Exception as error:  # noqa: BLE001 -- whatever a backend raises means that the graph does not run
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             results.append(_comparison(case, backend, "failed", reason=reason))

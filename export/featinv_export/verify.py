@@ -1,0 +1,106 @@
+"""The parity run once more, for an engine that exists and every backend that can serve it here.
+
+The checkpoint need not be at hand: the reference is what torch computes with the stored weights in fp32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from featinv_export import parity
+from featinv_export.exporter import CARD, SPARE_BYTES, Progress, Steps
+from featinv_export.model_card import model_card
+from featinv_export.stored import stored_cases
+from featinv_export.tensorrt_.plans import GPU
+from featinv_fast.backends import BACKENDS, Request
+from featinv_fast.config import Precision
+from featinv_fast.engine import EngineFolder, Manifest, ParityInfo, ParityStatus, open_engine, staging
+
+
+def verify(folder: Path, progress: Progress = lambda *_: None) -> Path:
+    """Run every graph on every backend that can serve the engine here, and renew the manifest's parity.
+
+    Comparisons that cannot be repeated here keep the numbers that they have: those of backends and devices that this
+    machine lacks, and in fp32 those of torch, which would be compared with itself.
+
+    Args:
+        folder: the engine.
+        progress: see `featinv_export.exporter.export`.
+
+    Returns:
+        The engine folder.
+
+    Raises:
+        EngineError: the engine cannot be opened.
+        EngineLockedError, ExportError: it cannot be replaced.
+        ParityError: a graph computes something else. The numbers are in a file beside the engine, named like it with
+            `.parity.json` at the end; the engine is as it was.
+    """
+    engine = open_engine(folder)
+    manifest = engine.manifest
+    onnx = any(name.endswith(".onnx") for name in manifest.files)
+    required = sum(info.size for info in manifest.files.values())
+    with staging(engine.path, force=True, required_bytes=required + SPARE_BYTES) as stage:
+        engine.require_unchanged()  # since the lock is ours
+        aoti = _aoti_device(engine)
+        steps = Steps(4 + (len(manifest.graph_specs()) if onnx else 0) + (aoti is not None), progress)
+        steps.begin("running torch in fp32")
+        candidate = parity.Candidate(
+            folder=engine.path,
+            config=manifest.model,
+            specs=manifest.graph_specs(),
+            precision=manifest.precision,
+            storage=manifest.storage,
+            kept_fp32=manifest.kept_fp32,
+            onnx=onnx,
+            aoti=aoti,
+        )
+        cases = stored_cases(candidate)
+        results = list(parity.compare(candidate, cases, steps.begin))
+        steps.begin("checking the plans")
+        if manifest.plans and not _reasons(engine, "tensorrt", GPU):
+            results += parity.compare_plans(candidate, manifest.plans, cases, GPU)
+        report = stage.destination.with_name(f"{stage.destination.name}.parity.json")
+        checked = parity.require_passed(results, report)
+
+        steps.begin("installing the engine")
+        renewed = dataclasses.replace(manifest, parity=_renewed(manifest, checked))
+        for name in manifest.files:
+            if name != CARD:
+                shutil.copyfile(engine.path / name, stage.path / name)
+        (stage.path / CARD).write_text(model_card(renewed, sorted({*manifest.files, CARD})), encoding="utf-8")
+        installed = stage.finish(renewed)
+    steps.begin("done")
+    return installed
+
+
+def _aoti_device(engine: EngineFolder) -> torch.device | None:
+    """The device that the engine's packages run on, where it and they can be used here."""
+    if engine.manifest.aoti is None:
+        return None
+    device = torch.device(engine.manifest.aoti.device)
+    return None if _reasons(engine, "aoti", device) else device
+
+
+def _reasons(engine: EngineFolder, backend: str, device: torch.device) -> list[str]:
+    return BACKENDS[backend].not_supported_reasons(Request(engine=engine, device=device))
+
+
+def _renewed(manifest: Manifest, checked: Iterable[ParityInfo]) -> tuple[ParityInfo, ...]:
+    """The manifest's comparisons, with those replaced that were repeated and those added that are new."""
+    results = {_key(info): info for info in manifest.parity}
+    for info in checked:
+        with_itself = info.backend == "torch" and manifest.precision is Precision.FP32
+        ran = info.status is ParityStatus.PASSED
+        if not with_itself and (ran or _key(info) not in results):
+            results[_key(info)] = info
+    return tuple(results.values())
+
+
+def _key(info: ParityInfo) -> tuple[str, str, int]:
+    return info.graph, info.backend, info.batch
