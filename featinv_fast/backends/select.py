@@ -10,16 +10,21 @@ import torch
 from featinv_fast.backends.aoti_ import AotiBackend
 from featinv_fast.backends.base import Backend, Request, Session
 from featinv_fast.backends.onnxruntime_ import OnnxruntimeBackend
+from featinv_fast.backends.onnxruntime_providers import Variant
+from featinv_fast.backends.tensorrt_ import TensorrtBackend
 from featinv_fast.backends.torch_ import TorchBackend
 from featinv_fast.errors import ArgumentError, BackendUnavailableError
 
 logger = logging.getLogger(__name__)
 
-BACKENDS: dict[str, Backend] = {b.name: b for b in (TorchBackend(), OnnxruntimeBackend(), AotiBackend())}
+BACKENDS: dict[str, Backend] = {
+    b.name: b for b in (TorchBackend(), *map(OnnxruntimeBackend, Variant), TensorrtBackend(), AotiBackend())
+}
 
 # Measured: on a CPU onnxruntime takes about half of torch's time (benchmarks/results/full_size.jsonl). AOTInductor
 # packages run where they are asked for by name: a small model's step took 0.94 of torch's time, and no GPU has run one.
-PREFERENCE = {"cpu": ("onnxruntime", "torch"), "cuda": ("torch", "onnxruntime")}
+# TensorRT plans come first where they serve, because somebody built them for this very GPU; not timed yet.
+PREFERENCE = {"cpu": ("onnxruntime", "torch"), "cuda": ("tensorrt", "torch", "onnxruntime")}
 
 
 def resolve_device(device: str) -> torch.device:

@@ -118,10 +118,10 @@ class TimingCache:
         self._file = file or folder / "timings" / f"{name}.timings"
 
     def read(self) -> bytes:
-        """What is known; nothing where nothing was stored."""
+        """What is known; nothing where nothing was stored or can be read."""
         try:
             return self._file.read_bytes()
-        except FileNotFoundError:
+        except OSError:
             return b""
 
     def write(self, content: bytes) -> None:
