@@ -17,9 +17,11 @@ from featinv_fast.samplers.schedule import OFFICIAL_SCHEDULE
 
 def predict_noise(model: FeatInv, latents: Tensor, features: Tensor, time: Tensor, context: Tensor) -> Tensor:
     """One branch: `latents` [B, 4, h, w], `features` [B, C, H, W], `time` [B], `context` [1, T, D] -> eps."""
-    condition = model.condition_encoder(features)  # [B, channels, h, w]
-    residuals = model.denoiser.controlnet(latents, condition, time, context)
-    return model.denoiser.unet(latents, time, context, residuals)
+    dtype = model.denoiser.unet.conv_out.weight.dtype
+    x, context = latents.to(dtype), context.to(dtype)
+    condition = model.condition_encoder(features).to(dtype)  # [B, channels, h, w]
+    residuals = model.denoiser.controlnet(x, condition, time, context)
+    return model.denoiser.unet(x, time, context, residuals).to(latents.dtype)
 
 
 @torch.inference_mode()
@@ -42,7 +44,7 @@ def sample(
     times = official_times(steps, OFFICIAL_SCHEDULE.training_steps).tolist()
     alphas = OFFICIAL_SCHEDULE.alphas_cumprod
     for time, next_time in zip(times, [*times[1:], 0], strict=True):
-        t = torch.full((len(latents),), float(time))  # [B]
+        t = torch.full((len(latents),), float(time), device=latents.device)  # [B]
         conditional = predict_noise(model, latents, features, t, prompts[:1])
         unconditional = predict_noise(model, latents, features, t, prompts[1:])
         eps = unconditional + guidance_scale * (conditional - unconditional)
