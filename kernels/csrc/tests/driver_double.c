@@ -10,12 +10,15 @@
 DRIVER_FUNCTIONS(PROTOTYPE)
 
 __attribute__((visibility("default"))) struct double_state *double_state(void);
+__attribute__((visibility("default"))) int double_launches(void);
 
 enum { CUDA_ERROR_NOT_FOUND = 500, CUDA_ERROR_INVALID_DEVICE = 101, DEVICES = 2 };
 
 static struct double_state state = {.capability = 80, .has_context = 1};
 
 struct double_state *double_state(void) { return &state; }
+
+int double_launches(void) { return state.launches; }
 
 struct library {
     const char *code;
