@@ -119,11 +119,20 @@ class FeatureSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """An engine's defaults for `Runtime.invert`. The values here are the official ones."""
+    """An engine's defaults for `Runtime.invert`. The values here are the official ones.
+
+    Attributes:
+        sampler: name of the sampler.
+        steps: of the sampler.
+        guidance_scale: classifier-free guidance; 1 is none.
+        unconditional_strength: of the features in guidance's unconditional branch. With 1 the branches differ in the
+            prompt alone, and guidance amplifies the prompt; with 0 it amplifies the features.
+    """
 
     sampler: str = "ddim"
     steps: int = 50
     guidance_scale: float = 1.75
+    unconditional_strength: float = 1.0
 
 
 def to_dict(config: Any) -> dict[str, Any]:

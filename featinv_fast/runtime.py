@@ -93,6 +93,7 @@ class Runtime:
         guidance_scale: float | None = None,
         strength: float = 1.0,
         guess_mode: bool = False,
+        unconditional_strength: float | None = None,
         eta: float = 0.0,
         seed: int | Sequence[int] = 0,
         samples: int = 1,
@@ -113,6 +114,8 @@ class Runtime:
             guidance_scale: classifier-free guidance, 1 for none; the engine's default.
             strength: scale of the ControlNet's residuals.
             guess_mode: control that fades towards fine levels, and none in the unconditional branch.
+            unconditional_strength: share of `strength` in guidance's unconditional branch: 1, and guidance amplifies
+                the prompt; 0, and it amplifies the features; the engine's default.
             eta: DDIM's noise, 0 to 1 (arXiv 2010.02502, eq. 16).
             seed: row k uses seed + k; or one seed for each row.
             samples: images for each feature map.
@@ -144,6 +147,9 @@ class Runtime:
         scale = manifest.sampling.guidance_scale if guidance_scale is None else guidance_scale
         scale = arguments.finite("guidance_scale", scale)
         strength = arguments.finite("strength", strength)
+        if unconditional_strength is None:
+            unconditional_strength = manifest.sampling.unconditional_strength
+        unconditional_strength = arguments.finite("unconditional_strength", unconditional_strength)
         size = arguments.count("batch_size", self._executor.usual_batch if batch_size is None else batch_size)
         maps = normalise(features, manifest.features, layout=layout)
         shape = (len(maps) * samples, *self._latent_shape)
@@ -162,7 +168,13 @@ class Runtime:
 
         def begin(session: Session) -> Compute:
             plan = make_plan(
-                session, manifest.model, table, guidance_scale=scale, strength=strength, guess_mode=guess_mode
+                session,
+                manifest.model,
+                table,
+                guidance_scale=scale,
+                strength=strength,
+                guess_mode=guess_mode,
+                unconditional_strength=unconditional_strength,
             )
             again = session is not self._executor.session
             return lambda rows: job.compute(session, plan, rows, advance, again=again)

@@ -35,7 +35,14 @@ class Plan:
 
 
 def make_plan(
-    session: Session, config: ModelConfig, table: StepTable, *, guidance_scale: float, strength: float, guess_mode: bool
+    session: Session,
+    config: ModelConfig,
+    table: StepTable,
+    *,
+    guidance_scale: float,
+    strength: float,
+    guess_mode: bool,
+    unconditional_strength: float = 1.0,
 ) -> Plan:
     """Compute the constants of a run.
 
@@ -49,18 +56,25 @@ def make_plan(
         table=table,
         time_bias=session.run("time_embedding", *step_inputs),
         control_scales=control_scales(
-            config.control_count, branches=branches, strength=strength, guess_mode=guess_mode
+            config.control_count,
+            branches=branches,
+            strength=strength,
+            guess_mode=guess_mode,
+            unconditional_strength=unconditional_strength,
         ).to(session.device),
         guidance_scale=None if branches == 1 else torch.tensor(guidance_scale, device=session.device),
     )
 
 
-def control_scales(count: int, *, branches: int, strength: float, guess_mode: bool) -> Tensor:
+def control_scales(
+    count: int, *, branches: int, strength: float, guess_mode: bool, unconditional_strength: float = 1.0
+) -> Tensor:
     """Strength of each of the `count` ControlNet residuals in each branch: [branches, count].
 
     In guess mode the unconditional branch is not controlled at all, so that guidance amplifies the features.
     """
     scales = torch.full((branches, count), strength)
+    scales[1:] *= unconditional_strength
     if guess_mode:
         scales[0] = strength * GUESS_DECAY ** torch.arange(count - 1, -1, -1)
         scales[1:] = 0.0

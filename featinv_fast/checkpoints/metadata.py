@@ -7,7 +7,7 @@
 | `featinv.feature_shape` | `[C, H, W]` or `CxHxW` |
 | `featinv.input_size`, `.mean`, `.std`, `.absolute_max` | see `FeatureSpec`, JSON |
 | `featinv.sampler` | text |
-| `featinv.steps`, `.guidance_scale` | see `SamplingConfig`, JSON |
+| `featinv.steps`, `.guidance_scale`, `.unconditional_strength` | see `SamplingConfig`, JSON |
 | `featinv.adaptations` | what was done to the published weights, a JSON list of text |
 | `featinv.info.*` | notes, kept as they are |
 """
@@ -27,7 +27,7 @@ PREFIX = "featinv."
 NOTES = "featinv.info."
 TEXTS = ("backbone", "layer", "layout", "sampler")
 FEATURES = ("backbone", "layer", "layout", "input_size", "mean", "std", "absolute_max")
-SAMPLING = ("sampler", "steps", "guidance_scale")
+SAMPLING = ("sampler", "steps", "guidance_scale", "unconditional_strength")
 KEYS = ("model", "feature_shape", "adaptations", *FEATURES, *SAMPLING)
 # Fields of ModelConfig that no tensor's shape tells.
 SHAPELESS = ("heads", "latent_size", "context_tokens")

@@ -17,7 +17,18 @@ from featinv_fast.cli.shared import (
     open_runtime,
 )
 
-SAMPLING = ("steps", "sampler", "guidance_scale", "strength", "guess_mode", "eta", "seed", "samples", "batch_size")
+SAMPLING = (
+    "steps",
+    "sampler",
+    "guidance_scale",
+    "strength",
+    "guess_mode",
+    "unconditional_strength",
+    "eta",
+    "seed",
+    "samples",
+    "batch_size",
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -39,6 +50,9 @@ def add_parser(commands: Any) -> None:
     sampling.add_argument("--guidance-scale", type=float)
     sampling.add_argument("--strength", type=float, help="scale of the ControlNet's residuals")
     sampling.add_argument("--guess-mode", action="store_true", default=None)
+    sampling.add_argument(
+        "--unconditional-strength", type=float, help="share of the strength in guidance's unconditional branch"
+    )
     sampling.add_argument("--eta", type=float, help="DDIM's noise, 0 to 1")
     sampling.add_argument("--seed", type=int, help="row k uses SEED + k; default 0")
     sampling.add_argument("--samples", type=int, help="images for each feature map")

@@ -36,7 +36,7 @@ class DistillObjective(Objective, abc.ABC):
     ) -> None:
         super().__init__()
         self.student = Conditioned(student, prompts)
-        self.teacher = Conditioned(teacher, prompts)
+        self.teacher = Conditioned(teacher, prompts, recipe.unconditional_strength)
         self.inputs = inputs
         self.recipe = recipe
 

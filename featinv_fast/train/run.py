@@ -178,7 +178,12 @@ def _controlnet(recipe: ControlNetRecipe, place: Place) -> None:
         prompts=prompts,
         text_encoder={},
         features=features,
-        sampling=SamplingConfig(sampler="ddim", steps=recipe.steps, guidance_scale=recipe.guidance_scale),
+        sampling=SamplingConfig(
+            sampler="ddim",
+            steps=recipe.steps,
+            guidance_scale=recipe.guidance_scale,
+            unconditional_strength=recipe.unconditional_strength,
+        ),
         metadata=assembly.notes(recipe),
         adaptations=(),
         layout="featinv",

@@ -264,7 +264,7 @@ class ControlNetRecipe(Recipe):
         weighting: of the times; as that of the base.
         prompt: of the training; None is the official one, or what the base stores.
         tokenizer: for other prompts, CLIP's `tokenizer.json`.
-        guidance_scale: default of the sampling, stored in the checkpoint.
+        guidance_scale, unconditional_strength: defaults of the sampling, stored in the checkpoint.
         steps: default number of DDIM steps, stored in the checkpoint.
     """
 
@@ -277,6 +277,7 @@ class ControlNetRecipe(Recipe):
     prompt: str | None = None
     tokenizer: str | None = None
     guidance_scale: float = 1.75
+    unconditional_strength: float = 1.0
     steps: int = 50
 
 
@@ -294,6 +295,7 @@ class DistillRecipe(Recipe):
         teacher_steps: of the teacher's DDIM grid: 50 for "consistency" (its skipping step is 1000 / 50 = 20).
         guidance_scale: of the teacher. Two equal numbers are a fixed scale (1 is none); a range needs
             `guidance_channels`, and the student then takes the scale as an input (arXiv 2310.04378, sec. 4.2).
+        unconditional_strength: of the features in the unconditional branch of the teacher's guidance.
         guidance_channels: width of that input's embedding; 0 for none.
         huber: c of the loss sqrt(d^2 + c^2) - c (arXiv 2310.04378's public code).
     """
@@ -306,6 +308,7 @@ class DistillRecipe(Recipe):
     steps: int = 4
     teacher_steps: int = 50
     guidance_scale: tuple[float, float] = (1.0, 1.0)
+    unconditional_strength: float = 1.0
     guidance_channels: int = 0
     huber: float = 0.001
 

@@ -21,17 +21,19 @@ class Conditioned(nn.Module):
     Args:
         model: a FeatInv model.
         prompts: "cond" and "uncond", [1, T, D].
+        unconditional_strength: of the control in the branch of the second prompt.
     """
 
     prompts: Tensor
     control_scales: Tensor
 
-    def __init__(self, model: FeatInv, prompts: Mapping[str, Tensor]) -> None:
+    def __init__(self, model: FeatInv, prompts: Mapping[str, Tensor], unconditional_strength: float = 1.0) -> None:
         super().__init__()
         self.condition_encoder = model.condition_encoder
         self.denoiser = model.denoiser
         self.register_buffer("prompts", torch.cat([prompts["cond"], prompts["uncond"]]), persistent=False)
-        self.register_buffer("control_scales", torch.ones(2, model.config.control_count), persistent=False)
+        scales = torch.tensor([[1.0], [unconditional_strength]]).repeat(1, model.config.control_count)
+        self.register_buffer("control_scales", scales, persistent=False)
 
     def forward(self, x: Tensor, time: Tensor, features: Tensor, embedded: Tensor | None = None) -> Tensor:
         """One branch: `x` [B, 4, h, w], `time` [1 or B], features [B, C, H, W], `embedded` guidance [B] -> eps."""

@@ -48,7 +48,7 @@ def test_what_is_built_is_parsed():
     features = FeatureSpec(
         channels=1024, height=9, width=9, backbone="b", layer="2", input_size=288, std=(1.0, 2.0, 3.0)
     )
-    sampling = SamplingConfig(sampler="lcm", steps=4, guidance_scale=1.0)
+    sampling = SamplingConfig(sampler="lcm", steps=4, guidance_scale=1.0, unconditional_strength=0.0)
     config = dataclasses.replace(CONFIG, heads=5, autoencoder=dataclasses.replace(CONFIG.autoencoder, latent_scale=0.5))
     metadata = build(config, features, sampling, ("a", "b"), {"featinv.backbone": "old", "featinv.info.x": "y"})
     assert metadata["featinv.info.x"] == "y"

@@ -18,6 +18,7 @@ from featinv_fast.config import SamplingConfig
 from featinv_fast.engine import open_engine
 from featinv_fast.errors import ArgumentError, ArgumentTypeError
 from featinv_fast.samplers import SAMPLERS
+from featinv_fast.sampling import control_scales
 
 
 @pytest.mark.parametrize(
@@ -141,6 +142,28 @@ def test_unnamed_settings_are_the_engines_own(tiny_engine, restage, tmp_path, ti
     flags = runtime.invert(tiny_maps[:1], steps=5, guidance_scale=0.5, output_type="latent").flags
     assert (flags.sampler, flags.steps, flags.guidance_scale) == ("dpm++2m", 5, 0.5)
     assert dataclasses.replace(open_engine(engine).manifest.sampling) == sampling
+
+
+def test_the_unconditional_branch_may_be_without_features(tiny_engine, restage, tmp_path, tiny_maps):
+    sampling = SamplingConfig(steps=2, guidance_scale=3.0, unconditional_strength=0.0)
+    free = Runtime(restage(tiny_engine, tmp_path / "free.engine", sampling=sampling), backend="torch")
+    official = Runtime(tiny_engine, backend="torch")
+    options = {"steps": 2, "guidance_scale": 3.0, "sampler": "ddim", "output_type": "latent"}
+    latents = free.invert(tiny_maps[:1], output_type="latent").latents
+    asked = official.invert(tiny_maps[:1], unconditional_strength=0.0, **options).latents
+    assert np.array_equal(latents, asked)
+    assert not np.allclose(latents, official.invert(tiny_maps[:1], **options).latents)
+    assert np.array_equal(
+        free.invert(tiny_maps[:1], unconditional_strength=1.0, output_type="latent").latents,
+        official.invert(tiny_maps[:1], **options).latents,
+    )
+    # It is a share of the strength, and guess mode has none of it in any case.
+    torch.testing.assert_close(
+        control_scales(3, branches=2, strength=0.5, guess_mode=False, unconditional_strength=0.4),
+        torch.tensor([[0.5] * 3, [0.2] * 3]),
+    )
+    guess = control_scales(3, branches=2, strength=0.5, guess_mode=True, unconditional_strength=0.4)
+    assert not guess[1].any()
 
 
 def test_another_sampler_takes_its_usual_steps_not_the_engines():
