@@ -17,9 +17,8 @@ from featinv_fast.errors import ArgumentError, BackendUnavailableError
 
 logger = logging.getLogger(__name__)
 
-BACKENDS: dict[str, Backend] = {
-    b.name: b for b in (TorchBackend(), *map(OnnxruntimeBackend, Variant), TensorrtBackend(), AotiBackend())
-}
+_ALL: tuple[Backend, ...] = (TorchBackend(), *map(OnnxruntimeBackend, Variant), TensorrtBackend(), AotiBackend())
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in _ALL}
 
 # Measured: on a CPU onnxruntime takes about half of torch's time (benchmarks/results/full_size.jsonl). AOTInductor
 # packages run where they are asked for by name: a small model's step took 0.94 of torch's time, and no GPU has run one.
