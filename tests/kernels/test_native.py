@@ -262,7 +262,9 @@ def test_wheel_with_the_library_contains_it_and_finds_it(tmp_path):
     with zipfile.ZipFile(path) as archive:
         archive.extractall(tmp_path / "installed")
     script = (
-        f"import sys; sys.path.insert(0, {str(tmp_path / 'installed')!r})\n"
+        # Before an editable installation, which finds this checkout wherever the path leads.
+        "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in type(f).__module__]\n"
+        f"sys.path.insert(0, {str(tmp_path / 'installed')!r})\n"
         "from featinv_kernels.native_library import installed_library\n"
         "print(*sorted({kernel['op'] for kernel in installed_library().kernels()}))\n"
     )
