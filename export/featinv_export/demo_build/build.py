@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import featinv_fast.demo.recipes
 from featinv_export.demo_build.card import card
 from featinv_export.demo_build.measure import measure
 from featinv_export.demo_build.options import CARD, PICTURES, PLOT, RECIPES, BuildOptions, Stage
@@ -18,7 +17,7 @@ from featinv_fast.checkpoints.writer import write_safetensors
 from featinv_fast.config import Precision
 from featinv_fast.demo import builtin
 from featinv_fast.errors import ArgumentError, ExportError
-from featinv_fast.train import read_recipe, run
+from featinv_fast.train import run
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +53,7 @@ def train(options: BuildOptions) -> None:
     """Run every recipe whose result is not there yet."""
     for name in RECIPES:
         if not options.checkpoint(name).exists():
-            recipe = read_recipe(featinv_fast.demo.recipes.FOLDER / f"{name}.toml", options.changes_of(name))
-            run(recipe, root=options.root, progress=options.progress)
+            run(options.recipe(name), root=options.root, progress=options.progress)
 
 
 def export_engines(options: BuildOptions) -> None:
@@ -117,7 +115,7 @@ def install(options: BuildOptions) -> None:
             shutil.copytree(source, target)
         else:
             shutil.copyfile(source, target)
-    (options.out / CARD).write_text(card(results, options), encoding="utf-8")
+    (options.out / CARD).write_text(card(results), encoding="utf-8")
 
 
 def _halve(source: Path, target: Path) -> None:

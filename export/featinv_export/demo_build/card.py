@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import featinv_fast.demo.recipes
-from featinv_export.demo_build.measure import NATURAL, STUDENT, TEACHER
-from featinv_export.demo_build.options import PICTURES, PLOT, RECIPES, BuildOptions
+from featinv_export.demo_build.measure import NATURAL, STUDENT, TEACHER, find
+from featinv_export.demo_build.options import PICTURES, PLOT
 from featinv_fast import demo
 from featinv_fast.config import from_dict
 from featinv_fast.demo import builtin
 from featinv_fast.evaluate import WORLD_DISTANCE, Kind, Row, markdown, summary_cells
-from featinv_fast.train import Recipe, read_recipe
 
 INTRODUCTION = """\
 # The built-in engine
@@ -48,8 +46,8 @@ README.md in each engine's folder says what that costs."""
 FIGURES = """\
 ## Figures
 
-On the first {scenes} scenes of the test split, which no training has seen; scene k is sampled with seed k, without
-guidance. Cosine: similarity of the feature vectors of the original and of the reconstruction at each location, mean
+On the first {scenes} scenes of the test split, which no training has seen; scene k is sampled with seed k.
+Cosine: similarity of the feature vectors of the original and of the reconstruction at each location, mean
 over locations and scenes. Top-1 (top-5): the backbone's class of the original is its first (among its first five) of
 the reconstruction. `{distance}`: Frechet distance between the sets of images in the backbone's own pooled
 features; it is not FID. The ceiling is what the autoencoder alone makes of the originals; unrelated images compare each
@@ -102,13 +100,8 @@ seeded generator.
 """
 
 
-def card(results: Mapping[str, Any], options: BuildOptions) -> str:
-    """Markdown of what `measure` found.
-
-    Args:
-        results: the content of `results.json`.
-        options: of the build.
-    """
+def card(results: Mapping[str, Any]) -> str:
+    """Markdown of what `measure` found, the content of `results.json`."""
     tables = {
         name: [from_dict(Row, row, where=name) for row in results[name]]
         for name in ("samplers", "baselines", "stages", "robustness")
@@ -133,24 +126,22 @@ def card(results: Mapping[str, Any], options: BuildOptions) -> str:
         plot=PLOT,
         baselines=markdown(_with_engines(tables["baselines"])),
         stages=markdown(_with_judges(tables["stages"])),
-        few=STUDENT[results["student"]],
+        few=find(tables["samplers"], STUDENT[results["student"]], results["student"]).label,
         styles=markdown(_styles(tables["robustness"], accuracy)),
         corruptions=markdown(_corruptions(tables["robustness"], accuracy)),
     )
-    return "\n\n".join([introduction, figures, MAKING.format(recipes=markdown(_recipes(options)))])
+    return "\n\n".join([introduction, figures, MAKING.format(recipes=markdown(_recipes(results["recipes"])))])
 
 
 def _goals(rows: Sequence[Row], student: str) -> list[list[str]]:
     """The figures that the training aimed at."""
-    by_label = {row.label: row for row in rows if row.kind is Kind.ENGINE and row.label != STUDENT[student]}
-    teacher = by_label[TEACHER]
-    few = next(row for row in rows if row.label == STUDENT[student] and student in row.engine)
+    teacher, few = find(rows, TEACHER, "teacher"), find(rows, STUDENT[student], student)
     assert teacher.cosine is not None
     assert few.cosine is not None
     shares = {
-        f"{TEACHER} cosine, of the autoencoder's": (teacher.share_of_ceiling, 0.90),
-        f"{few.label} cosine, of {TEACHER}'s": (few.cosine.mean / teacher.cosine.mean, 0.97),
-        f"{TEACHER} top-1 match": (teacher.top1, 0.90),
+        f"{teacher.label} cosine, of the autoencoder's": (teacher.share_of_ceiling, 0.90),
+        f"{few.label} cosine, of {teacher.label}'s": (few.cosine.mean / teacher.cosine.mean, 0.97),
+        f"{teacher.label} top-1 match": (teacher.top1, 0.90),
         f"{few.label} top-1 match": (few.top1, 0.87),
     }
     lines = [[name, f"{value or 0:.1%}", f"{goal:.0%}"] for name, (value, goal) in shares.items()]
@@ -194,13 +185,11 @@ def _pair(row: Row) -> str:
     return f"{row.cosine.mean:.3f} / {row.top1:.1%}"
 
 
-def _recipes(options: BuildOptions) -> list[list[str]]:
+def _recipes(recipes: Mapping[str, Any]) -> list[list[str]]:
     lines = [["recipe", "steps", "batch", "learning rate", "average"]]
-    for name in RECIPES:
-        recipe: Recipe = read_recipe(featinv_fast.demo.recipes.FOLDER / f"{name}.toml", options.changes_of(name))
-        training = recipe.training
-        average = "" if training.ema_decay is None else f"{training.ema_decay:g}"
-        lines.append(
-            [f"`{name}.toml`", str(training.steps), str(training.batch_size), f"{training.learning_rate:g}", average]
-        )
+    for name, recipe in recipes.items():
+        training = recipe["training"]
+        average = "" if training["ema_decay"] is None else f"{training['ema_decay']:g}"
+        rate = f"{training['learning_rate']:g}"
+        lines.append([f"`{name}.toml`", str(training["steps"]), str(training["batch_size"]), rate, average])
     return lines

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from safetensors import safe_open
 
-from featinv_export.demo_build.options import PICTURES, PLOT, BuildOptions
+from featinv_export.demo_build.options import PICTURES, PLOT, RECIPES, BuildOptions
 from featinv_export.weights import weight_index
 from featinv_fast import demo
 from featinv_fast.config import to_dict
@@ -43,8 +44,11 @@ SAMPLERS = {
     "consistency": ("lcm:1", "lcm:2", "lcm:4", "lcm:8"),
     "trajectory": ("ddim:4",),
 }
-TEACHER = "DDIM-50"
-STUDENT = {"consistency": "LCM-4", "trajectory": "DDIM-4"}
+# What the built-in engines do unless told otherwise: sampler and steps.
+TEACHER = ("ddim", 50)
+STUDENT = {"consistency": ("lcm", 4), "trajectory": ("ddim", 4)}
+# Where checkpoints note the recipe that made them.
+RECIPE_NOTE = "featinv.info.recipe"
 NATURAL = str(demo.Style.NATURAL)
 BATCH = 32
 PICTURED = 8
@@ -63,8 +67,8 @@ def measure(options: BuildOptions) -> None:
             *teacher.rows,
             *(_with_share(row, ceiling) for name in STUDENT for row in samplers[name].rows if row.kind is Kind.ENGINE),
         ],
-        "baselines": [teacher.row(TEACHER), bench.pooled()],
-        "stages": [teacher.row(TEACHER), ceiling, *bench.stages()],
+        "baselines": [find(teacher.rows, TEACHER), bench.pooled()],
+        "stages": [find(teacher.rows, TEACHER), ceiling, *bench.stages()],
         "robustness": bench.robustness(),
     }
     results: dict[str, Any] = {
@@ -72,13 +76,14 @@ def measure(options: BuildOptions) -> None:
         "scenes": options.scenes,
         "parameters": _parameters(options),
         "accuracy": bench.accuracy(),
+        "recipes": {name: _recipe(name, options) for name in RECIPES},
         **{name: [to_dict(row) for row in rows] for name, rows in tables.items()},
     }
     options.measured.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=1, allow_nan=False) + "\n"
     (options.measured / builtin.RESULTS).write_text(text, encoding="utf-8")
     quality_plot(tables["samplers"]).save(options.measured / PLOT, optimize=True)
-    page = _pictures(teacher, samplers[options.student], STUDENT[options.student])
+    page = _pictures(teacher, samplers[options.student], options.student)
     page.save(options.measured / PICTURES, quality=90)
 
 
@@ -114,16 +119,16 @@ class _Bench:
 
     def pooled(self) -> Row:
         """The baseline that sees one vector for the whole image, judged by the final map as the spatial one is."""
-        return self.judged(self.runtime("pooled"), Pooled(self.final), self.final).row(TEACHER)
+        return find(self.judged(self.runtime("pooled"), Pooled(self.final), self.final).rows, TEACHER)
 
     def stages(self) -> list[Row]:
         """An engine of an earlier stage, judged by the final map, and then by the features that it inverts."""
         stage, runtime = self.backbone("1"), _Remembering(self.runtime("stage1"))
-        by_final = self.judged(runtime, stage, self.final)
-        by_own = self.judged(runtime, stage, stage)
+        by_final = find(self.judged(runtime, stage, self.final).rows, TEACHER)
+        judged_again = self.judged(runtime, stage, stage)
         # The second run took no time: its images were there.
-        own = dataclasses.replace(by_own.row(TEACHER), seconds_per_image=by_final.row(TEACHER).seconds_per_image)
-        return [by_final.row(TEACHER), own, by_own.row("autoencoder")]
+        by_own = dataclasses.replace(find(judged_again.rows, TEACHER), seconds_per_image=by_final.seconds_per_image)
+        return [by_final, by_own, judged_again.row("autoencoder")]
 
     def judged(self, runtime: Inverter, backbone: Classifier, judge: Classifier) -> Report:
         """50 steps of a teacher, with the ceiling of the judge's features."""
@@ -199,6 +204,11 @@ class _Remembering:
         return self._done[rows]
 
 
+def find(rows: Sequence[Row], run: tuple[str, int], engine: str = "") -> Row:
+    """The row over all scenes of a sampler and steps, of an engine whose name holds `engine`."""
+    return next(row for row in rows if (row.sampler, row.steps) == run and engine in row.engine and row.group is None)
+
+
 def _with_share(row: Row, ceiling: Row) -> Row:
     """A row with its share of the ceiling, which was measured on the same scenes by the same judge."""
     assert row.cosine is not None
@@ -206,13 +216,21 @@ def _with_share(row: Row, ceiling: Row) -> Row:
     return dataclasses.replace(row, share_of_ceiling=row.cosine.mean / ceiling.cosine.mean)
 
 
-def _pictures(teacher: Report, student: Report, label: str) -> Image.Image:
+def _pictures(teacher: Report, student: Report, name: str) -> Image.Image:
     """Originals, the teacher's reconstructions and the student's, with the feature cosine under each."""
+    labels = find(teacher.rows, TEACHER).label, find(student.rows, STUDENT[name]).label
     pictures = []
-    for one, other in zip(teacher.pictures, student.pictures, strict=True):
-        both: dict[str, Any] = {TEACHER: one.reconstructions[TEACHER], label: other.reconstructions[label]}
-        pictures.append(Picture(name=one.name, group="", original=one.original, reconstructions=both))
+    for both in zip(teacher.pictures, student.pictures, strict=True):
+        shown = {label: picture.reconstructions[label] for label, picture in zip(labels, both, strict=True)}
+        pictures.append(Picture(name=both[0].name, group="", original=both[0].original, reconstructions=shown))
     return picture_page(pictures, across=2)
+
+
+def _recipe(name: str, options: BuildOptions) -> dict[str, Any]:
+    """The recipe that made a checkpoint, which carries it; an autoencoder carries none, so it is read again."""
+    with safe_open(options.checkpoint(name), framework="pt") as file:
+        note = (file.metadata() or {}).get(RECIPE_NOTE)
+    return to_dict(options.recipe(name)) if note is None else dict(json.loads(note))
 
 
 def _parameters(options: BuildOptions) -> dict[str, int]:

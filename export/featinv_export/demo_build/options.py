@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 import enum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from featinv_fast.demo import builtin
+from featinv_fast.demo import builtin, recipes
 from featinv_fast.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from featinv_fast.train import Recipe
 
 # In the order in which they need one another.
 RECIPES = ("backbone", "autoencoder", "base", "controlnet", "consistency", "trajectory", "pooled", "stage1")
@@ -62,6 +66,16 @@ class BuildOptions:
             recipe, colon, _ = change.partition("=")[0].partition(":")
             if colon and recipe not in RECIPES:
                 raise ArgumentError("no recipe is called so", given=change, expected=f"one of {', '.join(RECIPES)}")
+
+    def recipe(self, name: str) -> Recipe:
+        """A recipe with the changes that concern it.
+
+        Raises:
+            ConfigError: the changes do not suit it.
+        """
+        from featinv_fast.train import read_recipe
+
+        return read_recipe(recipes.FOLDER / f"{name}.toml", self.changes_of(name))
 
     def changes_of(self, recipe: str) -> list[str]:
         """The changes that concern a recipe, those of all recipes first."""
