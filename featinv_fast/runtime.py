@@ -33,10 +33,11 @@ class Runtime:
     Args:
         engine: an engine folder, made by `featinv-export`. `None` opens the built-in engine, which inverts the features
             of `featinv_fast.demo.backbone()` in few steps.
-        backend: "torch", "onnxruntime", or "auto" for the best that runs here.
+        backend: "torch", "onnxruntime", "tensorrt", "aoti", or "auto" for the best that runs here.
         device: "cpu", "cuda", "cuda:N", or "auto" for the first NVIDIA GPU, else the CPU.
         precision: "fp32", "fp16", "bf16", or "auto" for the engine's own.
         threads: CPU threads of one operation; `None` leaves the choice to the backend's library.
+        trust_engine: run native code of the engine (TensorRT plans, AOTInductor packages) that was not built here.
 
     Raises:
         EngineNotFoundError, EngineIntegrityError, EngineFormatError: the engine cannot be opened.
@@ -52,6 +53,7 @@ class Runtime:
         device: str = "auto",
         precision: str = "auto",
         threads: int | None = None,
+        trust_engine: bool = False,
     ) -> None:
         if engine is None:
             from featinv_fast.demo.builtin import load_engine
@@ -63,6 +65,7 @@ class Runtime:
             device=resolve_device(device),
             precision=None if precision == "auto" else arguments.choice("precision", precision, PRECISIONS),
             threads=None if threads is None else arguments.count("threads", threads),
+            trust_engine=trust_engine,
         )
         self._executor = Executor(self._request, backend)
 

@@ -15,9 +15,14 @@ DONE, FAILED, USAGE, PARTIAL, INTERRUPTED = 0, 1, 2, 3, 130
 def add_running_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Options on how an engine is run."""
     group = parser.add_argument_group("running")
-    group.add_argument("--backend", default="auto", help="auto, torch or onnxruntime")
+    group.add_argument("--backend", default="auto", help="auto, or a name that `featinv doctor` lists")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     group.add_argument("--precision", default="auto", help="auto, fp32, fp16 or bf16")
+    group.add_argument(
+        "--trust-engine",
+        action="store_true",
+        help="run native code of the engine that was not built here: TensorRT plans, AOTInductor packages",
+    )
     group.add_argument("--threads", type=int, help="CPU threads of one operation")
     group.add_argument("--force", action="store_true", help="write into a folder that holds an earlier run")
     group.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -41,4 +46,5 @@ def open_runtime(options: argparse.Namespace, engine: EngineFolder | None = None
         device=options.device,
         precision=options.precision,
         threads=options.threads,
+        trust_engine=options.trust_engine,
     )
