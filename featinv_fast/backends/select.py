@@ -18,7 +18,6 @@ from featinv_fast.errors import ArgumentError, BackendUnavailableError
 logger = logging.getLogger(__name__)
 
 _ALL: tuple[Backend, ...] = (TorchBackend(), *map(OnnxruntimeBackend, Variant), TensorrtBackend(), AotiBackend())
-_ALL: tuple[Backend, ...] = (TorchBackend(), *map(OnnxruntimeBackend, Variant), TensorrtBackend(), AotiBackend())
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in _ALL}
 
 # Measured: on a CPU onnxruntime takes about half of torch's time (benchmarks/results/full_size.jsonl). AOTInductor
