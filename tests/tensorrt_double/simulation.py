@@ -331,6 +331,9 @@ def session(graph: bytes) -> onnxruntime.InferenceSession:
     """What computes a graph."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 4, 1
+    options.graph_optimization_level = (
+        onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    )  # loading takes longer than running
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
