@@ -10,7 +10,7 @@ from pathlib import Path
 
 from featinv_export.demo_build.card import card
 from featinv_export.demo_build.measure import measure
-from featinv_export.demo_build.options import CARD, PICTURES, PLOT, RECIPES, BuildOptions, Stage
+from featinv_export.demo_build.options import CARD, PICTURES, PLOT, BuildOptions, Stage
 from featinv_export.exporter import export
 from featinv_export.options import ExportOptions
 from featinv_fast.checkpoints.writer import write_safetensors
@@ -51,7 +51,7 @@ def build(options: BuildOptions) -> Path:
 
 def train(options: BuildOptions) -> None:
     """Run every recipe whose result is not there yet."""
-    for name in RECIPES:
+    for name in options.recipes:
         if not options.checkpoint(name).exists():
             run(options.recipe(name), root=options.root, progress=options.progress)
 
@@ -63,8 +63,7 @@ def export_engines(options: BuildOptions) -> None:
     """
     engines = {
         "teacher": ("controlnet", "demo teacher"),
-        "consistency": ("consistency", "demo consistency student"),
-        "trajectory": ("trajectory", "demo trajectory student"),
+        options.student: (options.student, f"demo {options.student} student"),
         "pooled": ("pooled", "demo pooled teacher"),
         "stage1": ("stage1", "demo stage-1 teacher"),
     }

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from safetensors import safe_open
 
-from featinv_export.demo_build.options import PICTURES, PLOT, RECIPES, BuildOptions
+from featinv_export.demo_build.options import PICTURES, PLOT, BuildOptions
 from featinv_export.weights import weight_index
 from featinv_fast import demo
 from featinv_fast.config import to_dict
@@ -59,13 +59,13 @@ PARTS = ("condition_encoder", "denoiser.controlnet", "denoiser.unet", "decoder")
 def measure(options: BuildOptions) -> None:
     """Measure everything and write the figures, the plot and the pictures to `options.measured`."""
     bench = _Bench(options)
-    samplers = {engine: bench.samplers(engine) for engine in SAMPLERS}
+    samplers = {engine: bench.samplers(engine) for engine in ("teacher", options.student)}
     teacher = samplers["teacher"]
     ceiling = teacher.row("autoencoder")
     tables = {
         "samplers": [
             *teacher.rows,
-            *(_with_share(row, ceiling) for name in STUDENT for row in samplers[name].rows if row.kind is Kind.ENGINE),
+            *(_with_share(row, ceiling) for row in samplers[options.student].rows if row.kind is Kind.ENGINE),
         ],
         "baselines": [find(teacher.rows, TEACHER), bench.pooled()],
         "stages": [find(teacher.rows, TEACHER), ceiling, *bench.stages()],
@@ -76,7 +76,7 @@ def measure(options: BuildOptions) -> None:
         "scenes": options.scenes,
         "parameters": _parameters(options),
         "accuracy": bench.accuracy(),
-        "recipes": {name: _recipe(name, options) for name in RECIPES},
+        "recipes": {name: _recipe(name, options) for name in options.recipes},
         **{name: [to_dict(row) for row in rows] for name, rows in tables.items()},
     }
     options.measured.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from featinv_fast.errors import ArgumentError
 if TYPE_CHECKING:
     from featinv_fast.train import Recipe
 
-# In the order in which they need one another.
+# In the order in which they need one another; a build makes one of the students.
 RECIPES = ("backbone", "autoencoder", "base", "controlnet", "consistency", "trajectory", "pooled", "stage1")
 STUDENTS = ("consistency", "trajectory")
 
@@ -39,7 +39,7 @@ class BuildOptions:
         out: the folder to install; by default the package's own.
         from_stage: the stage to begin with.
         changes: values that replace those of the recipes: "KEY=VALUE" for all, "RECIPE:KEY=VALUE" for one.
-        student: the distillation that becomes the built-in student.
+        student: the distillation that is made and becomes the built-in student.
         scenes: number of test scenes.
         onnx: write ONNX graphs of the student, too; without them it runs on the torch backend alone.
         progress: show bars on stderr.
@@ -76,6 +76,11 @@ class BuildOptions:
         from featinv_fast.train import read_recipe
 
         return read_recipe(recipes.FOLDER / f"{name}.toml", self.changes_of(name))
+
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        """What is trained, in this order."""
+        return tuple(recipe for recipe in RECIPES if recipe not in STUDENTS or recipe == self.student)
 
     def changes_of(self, recipe: str) -> list[str]:
         """The changes that concern a recipe, those of all recipes first."""
