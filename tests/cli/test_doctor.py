@@ -35,7 +35,7 @@ def test_without_an_engine(featinv):
     assert "automatic" not in report
     assert report["backends"]["cuda"]["torch"] == ["this build of torch has no CUDA"]
     assert "onnxruntime-gpu" in report["backends"]["cuda"]["onnxruntime"][0]
-    assert {row["op"] for row in report["kernels"]} == {"sampler_step", "to_uint8"}
+    assert {row["op"] for row in report["kernels"]} >= {"sampler_step", "to_uint8"}
     assert "engine" not in report
 
 
