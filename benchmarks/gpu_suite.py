@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import importlib
 import json
@@ -61,7 +62,7 @@ FULL = Sizes(
     compile={"mode": "reduce-overhead"},
 )
 DRY = Sizes(
-    model=SMALL,
+    model=dataclasses.replace(SMALL, latent_size=16),
     features=SMALL_FEATURES,
     precisions=(Precision.BF16,),
     runs=(("ddim", 2, 1.75), ("lcm", 1, 1.0)),
