@@ -134,7 +134,7 @@ def test_the_command_line(monkeypatch, capsys):
     arguments = (
         "--root r --out o --from-stage export --set base:training.steps=7 --student trajectory --scenes 9 --quiet"
     )
-    assert cli.main([*arguments.split(), "--no-onnx"]) == 0
+    assert cli.main([*arguments.split(), "--onnx"]) == 0
     assert given == [
         BuildOptions(
             root=Path("r"),
@@ -143,7 +143,7 @@ def test_the_command_line(monkeypatch, capsys):
             changes=["base:training.steps=7"],
             student="trajectory",
             scenes=9,
-            onnx=False,
+            onnx=True,
             progress=False,
         )
     ]

@@ -59,7 +59,7 @@ def train(options: BuildOptions) -> None:
 def export_engines(options: BuildOptions) -> None:
     """Export all models, and the backbone, with weights in fp16: computed with in fp32 they take half the space.
 
-    ONNX graphs come with the student alone: the teacher's would not fit into the package.
+    ONNX graphs come with the student alone, where asked for: the teacher's would not fit into the package.
     """
     engines = {
         "teacher": ("controlnet", "demo teacher"),

@@ -16,7 +16,7 @@ DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build; the exit code is 0 for done, 1 for failed, 2 for wrong usage, 130 for interrupted."""
     parsed = vars(_parser().parse_args(arguments))
-    parsed["progress"], parsed["onnx"] = not parsed.pop("quiet"), not parsed.pop("no_onnx")
+    parsed["progress"] = not parsed.pop("quiet")
     try:
         options = BuildOptions(**{name: value for name, value in parsed.items() if value is not None})
         # Here and not above, so that --help and usage errors do not wait for torch.
@@ -62,6 +62,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--student", metavar="RECIPE", help="the distillation to install: consistency (default) or trajectory")
     add("--scenes", type=int, metavar="N", help="test scenes to measure on (default: 512)")
-    add("--no-onnx", action="store_true", help="write no ONNX graphs")
+    add("--onnx", action="store_true", help="write ONNX graphs of the student, too (1 MB)")
     add("--quiet", action="store_true", help="no progress bars")
     return parser
