@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from featinv_fast.backends.aoti_ import CPU_TARGET, SUFFIX, quiet_torch, target_problems
+from featinv_fast.backends.aoti_ import CPU_TARGET, SUFFIX, AotiBackend, quiet_torch, target_problems
+from featinv_fast.backends.base import Request
+from featinv_fast.engine.folder import EngineFolder
 from featinv_fast.engine.graphs import GraphSpec
 from featinv_fast.errors import ExportError, MissingPackageError
 
@@ -70,6 +72,15 @@ def require_compiler(device: torch.device) -> None:
         ) from error
 
 
+def runnable_packages(engine: EngineFolder) -> tuple[torch.device | None, list[str]]:
+    """The device that an engine's packages run on, or `None` and why they do not run here."""
+    if engine.manifest.aoti is None:
+        return None, ["the engine has no AOTInductor packages"]
+    device = torch.device(engine.manifest.aoti.device)
+    reasons = AotiBackend().not_supported_reasons(Request(engine=engine, device=device))
+    return (None if reasons else device), reasons
+
+
 def compile_graph(module: nn.Module, spec: GraphSpec, device: torch.device, path: Path) -> None:
     """Compile `module`, which is on `device` with its weights, as `spec` declares it.
 
@@ -82,11 +93,7 @@ def compile_graph(module: nn.Module, spec: GraphSpec, device: torch.device, path
         warnings.simplefilter("ignore")  # torch's about its own deprecated helpers
         try:
             program = _trace(module.eval(), spec, device)
-            options = {
-                **_OPTIONS,
-                **(_CPU_OPTIONS if device.type == "cpu" else {}),
-                "aot_inductor.model_name_for_generated_files": spec.name,
-            }
+            options = {**_OPTIONS, **(_CPU_OPTIONS if device.type == "cpu" else {})}
             example = program.example_inputs[0]
             files = torch._inductor.aot_compile(program.module(), example, options=options)  # noqa: SLF001 -- documented
             assert isinstance(files, list), "what `aot_inductor.package` stands for"

@@ -61,7 +61,7 @@ def export(options: ExportOptions, progress: Progress = lambda *_: None) -> Path
         TextError: a prompt cannot be embedded.
         BackendUnavailableError: TensorRT plans are asked for, and there is no TensorRT or no GPU.
         MissingPackageError: ONNX graphs or AOTInductor packages are asked for but what writes them is not installed.
-        EngineExistsError, EngineLockedError, ExportError: the destination cannot be written.
+        EngineExistsError, EngineLockedError, ExportError: the destination cannot be written, or packages not compiled.
         ParityError: a graph does not compute what the model computes. The numbers are in a file beside the
             destination, named like it with `.parity.json` at the end; nothing was installed.
     """

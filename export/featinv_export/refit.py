@@ -10,15 +10,18 @@ import dataclasses
 import datetime as dt
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from featinv_export import parity, source
+from featinv_export.aoti_packages import runnable_packages
 from featinv_export.exporter import CARD, SPARE_BYTES, Progress, Steps
 from featinv_export.model_card import model_card
 from featinv_export.options import ExportOptions
 from featinv_export.tensorrt_.builder import refitted_plan
 from featinv_export.tensorrt_.plans import GPU
 from featinv_export.weights import exceptions_in_fp32, weight_index, write_weights
+from featinv_fast.backends.aoti_ import SUFFIX as AOTI_SUFFIX
 from featinv_fast.backends.onnxruntime_ import SUFFIX as ONNX_SUFFIX
 from featinv_fast.backends.tensorrt_ import stale_reasons
 from featinv_fast.backends.tensorrt_plan import plan_target, tensorrt_problems
@@ -42,8 +45,8 @@ def refit(folder: Path, options: ExportOptions, progress: Progress = lambda *_: 
     """Put a checkpoint's weights into a copy of an engine, check it as an export is checked, and install it.
 
     Precision, batch sizes and graphs are the engine's; `options` name the checkpoint, its prompts and adaptations.
-    TensorRT plans are refitted where they were built for that and run here; other files that hold weights of the old
-    checkpoint are left out, with a warning that says why.
+    AOTInductor packages hold no weights and stay. TensorRT plans are refitted where they were built for that and run
+    here; those that hold weights of the old checkpoint are left out, with a warning that says why.
 
     Args:
         folder: the engine.
@@ -62,7 +65,9 @@ def refit(folder: Path, options: ExportOptions, progress: Progress = lambda *_: 
     engine = open_engine(folder)
     manifest = engine.manifest
     graphs = [name + ONNX_SUFFIX for name in manifest.graph_specs() if name + ONNX_SUFFIX in manifest.files]
-    steps = Steps(6 + len(graphs), progress)
+    packages = [name + AOTI_SUFFIX for name in manifest.graph_specs() if name + AOTI_SUFFIX in manifest.files]
+    aoti, aoti_problems = runnable_packages(engine)
+    steps = Steps(6 + len(graphs) + (aoti is not None), progress)
     steps.begin("reading the checkpoint")
     checkpoint = source.read_checkpoint(options)
     features = _features(checkpoint, manifest)
@@ -77,7 +82,7 @@ def refit(folder: Path, options: ExportOptions, progress: Progress = lambda *_: 
 
         steps.begin("writing the weights")
         _write_weights(EngineModel(plain, prompts.embeddings), engine, stage.path)
-        for name in graphs:
+        for name in (*graphs, *packages):
             shutil.copyfile(engine.path / name, stage.path / name)
 
         steps.begin("running the plain model")
@@ -92,6 +97,7 @@ def refit(folder: Path, options: ExportOptions, progress: Progress = lambda *_: 
             storage=manifest.storage,
             kept_fp32=manifest.kept_fp32,
             onnx=bool(graphs),
+            aoti=aoti,
         )
         results = list(parity.compare(candidate, cases, steps.begin))
         plans = _refit_plans(engine, stage.path)
@@ -100,7 +106,9 @@ def refit(folder: Path, options: ExportOptions, progress: Progress = lambda *_: 
             results += parity.compare_plans(candidate, plans, cases, GPU)
         checked = parity.require_passed(results, stage.destination.with_name(f"{stage.destination.name}.parity.json"))
         if problems:
-            checked += _unchecked(plans, problems)
+            checked += _unchecked("tensorrt", [plan.graph for plan in plans], problems)
+        if packages and aoti is None:
+            checked += _unchecked("aoti", list(specs), aoti_problems)
 
         steps.begin("installing the engine")
         manifest = dataclasses.replace(
@@ -113,12 +121,10 @@ def refit(folder: Path, options: ExportOptions, progress: Progress = lambda *_: 
             adaptations=checkpoint.adaptations,
             parity=checked,
             plans=plans,
-            aoti=None,
             source=source.source_info(checkpoint),
         )
         names = sorted({*entry_names(stage.path), CARD})
         (stage.path / CARD).write_text(model_card(manifest, names), encoding="utf-8")
-        _tell_dropped(engine, names)
         installed = stage.finish(manifest)
     steps.begin("done")
     return installed
@@ -199,19 +205,10 @@ def _refit_plans(engine: EngineFolder, folder: Path) -> tuple[PlanInfo, ...]:
     return tuple(kept)
 
 
-def _unchecked(plans: tuple[PlanInfo, ...], problems: list[str]) -> tuple[ParityInfo, ...]:
-    """What the manifest says of plans that could not be run here."""
+def _unchecked(backend: str, graphs: Sequence[str], problems: list[str]) -> tuple[ParityInfo, ...]:
+    """What the manifest says of graphs that a backend could not run here."""
     return tuple(
-        ParityInfo(
-            graph=plan.graph, backend="tensorrt", batch=batch, status=ParityStatus.NOT_RUN, reason="; ".join(problems)
-        )
-        for plan in plans
+        ParityInfo(graph=graph, backend=backend, batch=batch, status=ParityStatus.NOT_RUN, reason="; ".join(problems))
+        for graph in graphs
         for batch in parity.BATCHES
     )
-
-
-def _tell_dropped(engine: EngineFolder, names: list[str]) -> None:
-    """Warn of files that were compiled with the old weights and are not plans."""
-    planned = {plan.file_name for plan in engine.manifest.plans}
-    for name in sorted({*engine.manifest.files} - {*names} - planned):
-        logger.warning("%s is left out: it was made from the old checkpoint; export with its option again", name)

@@ -10,16 +10,16 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
-
 from featinv_export import parity
+from featinv_export.aoti_packages import runnable_packages
 from featinv_export.exporter import CARD, SPARE_BYTES, Progress, Steps
 from featinv_export.model_card import model_card
 from featinv_export.stored import stored_cases
 from featinv_export.tensorrt_.plans import GPU
-from featinv_fast.backends import BACKENDS, Request
+from featinv_fast.backends import Request
+from featinv_fast.backends.tensorrt_ import TensorrtBackend
 from featinv_fast.config import Precision
-from featinv_fast.engine import EngineFolder, Manifest, ParityInfo, ParityStatus, open_engine, staging
+from featinv_fast.engine import Manifest, ParityInfo, ParityStatus, open_engine, staging
 
 
 def verify(folder: Path, progress: Progress = lambda *_: None) -> Path:
@@ -47,7 +47,7 @@ def verify(folder: Path, progress: Progress = lambda *_: None) -> Path:
     required = sum(info.size for info in manifest.files.values())
     with staging(engine.path, force=True, required_bytes=required + SPARE_BYTES) as stage:
         engine.require_unchanged()  # since the lock is ours
-        aoti = _aoti_device(engine)
+        aoti, _ = runnable_packages(engine)
         steps = Steps(4 + (len(manifest.graph_specs()) if onnx else 0) + (aoti is not None), progress)
         steps.begin("running torch in fp32")
         candidate = parity.Candidate(
@@ -63,7 +63,7 @@ def verify(folder: Path, progress: Progress = lambda *_: None) -> Path:
         cases = stored_cases(candidate)
         results = list(parity.compare(candidate, cases, steps.begin))
         steps.begin("checking the plans")
-        if manifest.plans and not _reasons(engine, "tensorrt", GPU):
+        if manifest.plans and not TensorrtBackend().not_supported_reasons(Request(engine=engine, device=GPU)):
             results += parity.compare_plans(candidate, manifest.plans, cases, GPU)
         report = stage.destination.with_name(f"{stage.destination.name}.parity.json")
         checked = parity.require_passed(results, report)
@@ -77,18 +77,6 @@ def verify(folder: Path, progress: Progress = lambda *_: None) -> Path:
         installed = stage.finish(renewed)
     steps.begin("done")
     return installed
-
-
-def _aoti_device(engine: EngineFolder) -> torch.device | None:
-    """The device that the engine's packages run on, where it and they can be used here."""
-    if engine.manifest.aoti is None:
-        return None
-    device = torch.device(engine.manifest.aoti.device)
-    return None if _reasons(engine, "aoti", device) else device
-
-
-def _reasons(engine: EngineFolder, backend: str, device: torch.device) -> list[str]:
-    return BACKENDS[backend].not_supported_reasons(Request(engine=engine, device=device))
 
 
 def _renewed(manifest: Manifest, checked: Iterable[ParityInfo]) -> tuple[ParityInfo, ...]:
