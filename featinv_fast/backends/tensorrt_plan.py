@@ -57,6 +57,8 @@ def plan_target(device: torch.device) -> PlanTarget:
 class Messages:
     """TensorRT's log: passed on to `logging`, and errors kept, because its calls only return false or nothing.
 
+    TensorRT cannot bear exceptions: one that comes up while it logs, Ctrl-C included, is raised by `raise_if_stopped`.
+
     Attributes:
         sink: the `ILogger` to give to TensorRT.
     """
@@ -67,19 +69,29 @@ class Messages:
         severity = tensorrt.ILogger.Severity
         levels = {severity.WARNING: logging.WARNING, severity.INFO: logging.DEBUG, severity.VERBOSE: logging.DEBUG}
         errors: list[str] = []
+        exceptions: list[BaseException] = []
 
         class Sink(tensorrt.ILogger):  # type: ignore[misc]
             def __init__(self) -> None:
                 tensorrt.ILogger.__init__(self)  # its bindings ask for exactly this call
 
             def log(self, severity: Any, msg: str) -> None:
-                level = levels.get(severity, logging.ERROR)
-                if level == logging.ERROR:
-                    errors.append(msg)
-                logger.log(min(level, logging.WARNING), "TensorRT: %s", msg)
+                try:
+                    level = levels.get(severity, logging.ERROR)
+                    if level == logging.ERROR:
+                        errors.append(msg)
+                    logger.log(min(level, logging.WARNING), "TensorRT: %s", msg)
+                except BaseException as exception:  # noqa: BLE001 -- nothing may pass through TensorRT
+                    exceptions.append(exception)
 
         self.sink = Sink()
         self._errors = errors
+        self._exceptions = exceptions
+
+    def raise_if_stopped(self) -> None:
+        """Raise what came up while TensorRT logged, if anything did."""
+        if self._exceptions:
+            raise self._exceptions.pop()
 
     def take(self) -> str:
         """The errors since the last call, as one line."""
@@ -146,6 +158,7 @@ def check_interface(engine: Any, spec: GraphSpec) -> None:
 
 def failure(kind: type[FeatInvError], problem: str, messages: Messages, text: str = "") -> FeatInvError:
     """An error with what TensorRT said; `OutOfMemoryError` where it spoke of memory."""
+    messages.raise_if_stopped()
     said = "; ".join(part for part in (text, messages.take()) if part)
     if "outofmemory" in said.lower().replace(" ", ""):
         return OutOfMemoryError(problem, given=said, remedy="free memory, or build the plan with a smaller --max-batch")

@@ -17,6 +17,7 @@ from featinv_export.from_onnx import add_plans
 from featinv_export.tensorrt_.builder import build_plan, shape_profiles
 from featinv_export.tensorrt_.cache import PlanCache, plan_key
 from featinv_export.tensorrt_.options import PlanOptions
+from featinv_fast.backends import tensorrt_plan
 from featinv_fast.config import FeatureSpec, ModelConfig, Precision
 from featinv_fast.engine import ParityStatus, graph_specs, open_engine
 from featinv_fast.engine.lock import exclusive_lock
@@ -154,6 +155,16 @@ def test_b9_what_stops_a_build_does_not_pass_through_tensorrt(simulation, build,
     with pytest.raises(error):
         build(report=stop)
     assert simulation.builds == []
+
+
+def test_b9_what_stops_the_log_does_not_pass_through_tensorrt(simulation, build, monkeypatch):
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tensorrt_plan.logger, "log", interrupt)
+    simulation.failures["build"] = "a line of the log"
+    with pytest.raises(KeyboardInterrupt):
+        build()
 
 
 def test_a_build_that_fails_says_why(simulation, build):
@@ -364,6 +375,14 @@ def test_c6_an_old_tensorrt_is_refused(simulation, tmp_path):
 def test_an_export_with_plans(simulation, tiny_engine, tmp_path, monkeypatch):
     """The exporter's own part: the order of its steps, what it records, and the plans' own profiles."""
     checkpoint = tiny_engine.parent / "tiny.safetensors"
+
+    def same_graphs(structure, dtypes, specs, folder: Path, steps) -> None:
+        """Those of the tiny engine, which took a while to make."""
+        for name in specs:
+            steps.begin(f"writing {name}.onnx")
+            shutil.copyfile(tiny_engine / f"{name}.onnx", folder / f"{name}.onnx")
+
+    monkeypatch.setattr(exporter, "_write_graphs", same_graphs)
     calls: list[tuple[str, int, int]] = []
     options = exporter.ExportOptions(
         checkpoint=checkpoint,

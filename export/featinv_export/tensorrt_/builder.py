@@ -73,6 +73,7 @@ def build_plan(
     config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     monitor.raise_if_stopped()
+    messages.raise_if_stopped()
     if plan is None:
         raise failure(ExportError, f"TensorRT cannot build {info.file_name}", messages)
     return Built(bytes(memoryview(plan)), bytes(memoryview(timings.serialize())))
