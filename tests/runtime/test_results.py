@@ -223,7 +223,7 @@ def test_info_is_plain_data(runtime, tiny_engine):
     assert info["backend"] in ("torch", "onnxruntime")
     assert (info["device"], info["precision"], info["image_size"], info["max_batch"]) == ("cpu", "fp32", 16, 64)
     assert info["features"]["channels"] == 6
-    assert info["sampling"] == {"sampler": "ddim", "steps": 3, "guidance_scale": 1.75}
+    assert info["sampling"] == {"sampler": "ddim", "steps": 3, "guidance_scale": 1.75, "unconditional_strength": 1.0}
     assert info["reasons_against"]["torch"] == info["reasons_against"]["onnxruntime"] == []
 
 
