@@ -68,7 +68,8 @@ def _run(given: dict[str, Any]) -> Path:
         return _with_bar(lambda progress: add_plans(folder, plans, progress))
     if "refit" in given:
         folder = given.pop("refit")
-        _refuse({name: value for name, value in given.items() if name in FIXED_BY_ENGINE}, "with --refit")
+        fixed = {name: value for name, value in given.items() if name in FIXED_BY_ENGINE}
+        _refuse(fixed if plans is None else fixed | {"trt": True}, "with --refit")
 
         from featinv_export.refit import refit
 

@@ -130,12 +130,12 @@ def test_b4_feature_maps_of_another_size_are_refused(engine, second):
 
 def test_b5_weights_that_do_not_fit_the_graphs_types_are_refused(tiny_fp16_engine, tiny, second, tmp_path):
     engine = Path(shutil.copytree(tiny_fp16_engine, tmp_path / "half.engine"))
-    name = "denoiser.unet.conv_in.weight"
+    name = "denoiser.unet.conv_out.weight"
     assert name in tiny.tensors
     tensors = {**tiny.tensors, name: tiny.tensors[name] * 1e6}
     with pytest.raises(ExportError, match="do not fit the types") as caught:
         refit(engine, ExportOptions(checkpoint=second(tensors=tensors)))
-    assert "conv_in" in caught.value.given
+    assert "denoiser.unet.conv_out.weight" in caught.value.given
 
 
 def test_b12_a_graph_that_computes_something_else_is_not_installed(engine, second, monkeypatch):
