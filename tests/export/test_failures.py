@@ -210,5 +210,7 @@ def test_peak_memory_has_no_copy_of_fp32_weights(checkpoint_file, tiny, tmp_path
     mapped = {tensor.data_ptr() for tensor in opened[0].tensors.values()}
     shared = [name for name, tensor in written.items() if tensor.data_ptr() in mapped]
     rewritten = [name for name in written if name not in shared]
-    assert all(".context." in name or name.startswith("time_embedding.") for name in rewritten)
+    # What rewrites compute anew: keys and values of the prompts, time projections, convolutions of doubled maps.
+    parts = (".context.", ".products.")
+    assert all(n.startswith("time_embedding.") or any(part in n for part in parts) for n in rewritten)
     assert len(shared) > 0.8 * len(written)
