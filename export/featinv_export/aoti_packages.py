@@ -26,6 +26,8 @@ _EXAMPLE_SIZES = {"batch": 3, "height": 7, "width": 11, "steps": 5}
 _OPTIONS: dict[str, Any] = {
     "aot_inductor.package": True,
     "aot_inductor.package_constants_in_so": False,
+    # Not even biases of a few values, which torch would write into the code: another checkpoint must fit the package.
+    "always_keep_tensor_constants": True,
     # Smaller files that do not name this machine's folders.
     "aot_inductor.enable_line_tables": False,
 }
