@@ -92,7 +92,7 @@ class ImageEncoder(nn.Module):
             self.levels.append(Level([channels] + [width] * config.blocks_per_level, resample))
             channels = width
         self.middle = Middle(channels)
-        self.norm_out = GroupNorm(channels, FINE_EPS)
+        self.norm_out = GroupNorm(channels, FINE_EPS, silu=True)
         self.conv_out = conv3x3(channels, 2 * config.latent_channels)
         self.quant_conv = conv1x1(2 * config.latent_channels, 2 * config.latent_channels)
 
@@ -101,7 +101,7 @@ class ImageEncoder(nn.Module):
         x = self.conv_in(image.to(self.conv_in.weight.dtype))
         for level in self.levels:
             x = level(x)
-        x = self.conv_out(F.silu(self.norm_out(self.middle(x))))
+        x = self.conv_out(self.norm_out(self.middle(x)))
         mean, log_variance = self.quant_conv(x).chunk(2, dim=1)
         return mean.to(image.dtype), log_variance.clamp(-30.0, 20.0).to(image.dtype)
 
@@ -122,7 +122,7 @@ class ImageDecoder(nn.Module):
             resample = Upsample(width) if level else nn.Identity()
             self.levels.append(Level([channels] + [width] * (config.blocks_per_level + 1), resample))
             channels = width
-        self.norm_out = GroupNorm(channels, FINE_EPS)
+        self.norm_out = GroupNorm(channels, FINE_EPS, silu=True)
         self.conv_out = conv3x3(channels, config.image_channels)
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class ImageDecoder(nn.Module):
         x = self.middle(self.conv_in(self.post_quant_conv(x)))
         for level in self.levels:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x))).to(latents.dtype)
+        return self.conv_out(self.norm_out(x)).to(latents.dtype)
 
 
 class Autoencoder(nn.Module):

@@ -41,15 +41,19 @@ class Conv2d(nn.Conv2d):
 
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm with 32 groups whose statistics are taken in fp32 at least."""
+    """GroupNorm with 32 groups whose statistics are taken in fp32 at least; `silu` adds the activation behind it."""
 
-    def __init__(self, channels: int, eps: float) -> None:
+    def __init__(self, channels: int, eps: float, *, silu: bool = False) -> None:
         super().__init__(GROUPS, channels, eps)
+        self.silu = silu
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C, H, W]."""
+    def forward(self, x: Tensor, channel_bias: Tensor | None = None) -> Tensor:
+        """`x` [B, C, H, W]; `channel_bias` [1 or B, C] is added before the norm -> [B, C, H, W]."""
+        if channel_bias is not None:
+            x = x + channel_bias.to(x.dtype)[:, :, None, None]
         y = F.group_norm(_in_fp32(x), self.num_groups, _in_fp32(self.weight), _in_fp32(self.bias), self.eps)
-        return y.to(x.dtype)
+        y = y.to(x.dtype)
+        return F.silu(y) if self.silu else y
 
 
 class LayerNorm(nn.LayerNorm):
@@ -130,20 +134,18 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, *, time_channels: int = 0, eps: float = FINE_EPS) -> None:
         super().__init__()
-        self.norm_in = GroupNorm(in_channels, eps)
+        self.norm_in = GroupNorm(in_channels, eps, silu=True)
         self.conv_in = conv3x3(in_channels, out_channels)
         self.time_projection: nn.Module | None = Linear(time_channels, out_channels) if time_channels else None
-        self.norm_out = GroupNorm(out_channels, eps)
+        self.norm_out = GroupNorm(out_channels, eps, silu=True)
         self.conv_out = conv3x3(out_channels, out_channels)
         self.skip = conv1x1(in_channels, out_channels) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """`x` [B, C, H, W], `time` [1 or B, 4 * channels] -> [B, C', H, W]."""
-        h = self.conv_in(F.silu(self.norm_in(x)))
-        if self.time_projection is not None:
-            h = h + self.time_projection(time).to(h.dtype)[:, :, None, None]
-        h = self.conv_out(F.silu(self.norm_out(h)))
-        return self.skip(x) + h
+        h = self.conv_in(self.norm_in(x))
+        time_bias = None if self.time_projection is None else self.time_projection(time)
+        return self.skip(x) + self.conv_out(self.norm_out(h, time_bias))
 
 
 def split_heads(x: Tensor, groups: int, heads: int) -> Tensor:

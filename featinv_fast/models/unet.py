@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from featinv_fast.config import ModelConfig
@@ -145,7 +144,7 @@ class UNet(nn.Module):
         self.time_embedding: nn.Module = TimeEmbedding(config.channels, config.guidance_embedding_channels)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.norm_out = GroupNorm(config.channels, UNET_EPS)
+        self.norm_out = GroupNorm(config.channels, UNET_EPS, silu=True)
         self.conv_out = conv3x3(config.channels, config.latent_channels)
 
     def forward(
@@ -165,4 +164,4 @@ class UNet(nn.Module):
         if residuals is not None:
             *skips, middle = [a + r for a, r in zip([*skips, middle], residuals, strict=True)]
         h = self.decoder(middle, skips, time, context)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(self.norm_out(h))

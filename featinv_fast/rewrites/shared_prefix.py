@@ -15,21 +15,33 @@ from featinv_fast.models.unet import Block, Encoder, EncoderLevel
 from featinv_fast.rewrites.constant_prompts import Branched
 
 
-class ForkedTransformer(Branched, Transformer):
+class Fork(Branched, nn.Module):
+    """What the branches have in common, once for each."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, ...] -> [groups * B, ...]."""
+        return x.repeat(self.groups, *[1] * (x.ndim - 1))
+
+
+class ForkedTransformer(Transformer):
     """A transformer that takes what the branches have in common and gives each its own."""
 
     def __init__(self, transformer: Transformer, groups: int) -> None:
         nn.Module.__init__(self)
-        _take_children(self, transformer)
-        self.groups = groups
+        take_children(self, transformer)
+        self.fork = Fork(groups)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
         """[B, C, H, W] -> [groups * B, C, H, W]."""
         h = self.before_prompt(x)  # [B, H * W, C]
-        return self.with_prompt(x.repeat(self.groups, 1, 1, 1), h.repeat(self.groups, 1, 1), context)
+        return self.with_prompt(self.fork(x), self.fork(h), context)
 
 
-class ForkedEncoder(Branched, Encoder):
+class ForkedEncoder(Encoder):
     """An encoder with a forked transformer.
 
     Attributes:
@@ -38,8 +50,8 @@ class ForkedEncoder(Branched, Encoder):
 
     def __init__(self, encoder: Encoder, groups: int) -> None:
         nn.Module.__init__(self)
-        _take_children(self, encoder)
-        self.groups = groups
+        take_children(self, encoder)
+        self.fork = Fork(groups)
         block, self.shared = _first_prompt(encoder)
         assert type(block.transformer) is Transformer, "the rewrite was applied before"
         block.transformer = ForkedTransformer(block.transformer, groups)
@@ -47,7 +59,7 @@ class ForkedEncoder(Branched, Encoder):
     def forward(self, x: Tensor, time: Tensor, context: Tensor | None, condition: Tensor | None = None) -> list[Tensor]:
         """`x` [B, 4, h, w] -> the 13 activations of `Encoder.forward` for groups * B items."""
         activations = super().forward(x, time, context, condition)
-        shared = [a.repeat(self.groups, 1, 1, 1) for a in activations[: self.shared]]
+        shared = [self.fork(a) for a in activations[: self.shared]]
         return shared + activations[self.shared :]
 
 
@@ -56,7 +68,7 @@ class ForkedDenoiser(Denoiser):
 
     def __init__(self, denoiser: Denoiser, groups: int) -> None:
         nn.Module.__init__(self)
-        _take_children(self, denoiser)
+        take_children(self, denoiser)
         for network in (self.controlnet, self.unet):
             network.encoder = ForkedEncoder(network.encoder, groups)
 
@@ -89,6 +101,7 @@ def _first_prompt(encoder: Encoder) -> tuple[Block, int]:
     return encoder.middle.block_in, shared
 
 
-def _take_children(module: nn.Module, other: nn.Module) -> None:
+def take_children(module: nn.Module, other: nn.Module) -> None:
+    """Make the submodules of `other` those of `module`, which is put in its place."""
     for name, child in other.named_children():
         module.add_module(name, child)
