@@ -11,12 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from featinv_fast.errors import ArgumentError
+from featinv_fast.train.concepts import ABSENT, concept_slots
 from featinv_fast.train.data import Data, batch_of
 from featinv_fast.train.images import to_pixels
 from featinv_fast.train.objective import Objective
 from featinv_fast.train.settings import BackboneRecipe
-
-ABSENT = -1  # the code of a concept of an object that is not there
 
 
 class BackboneObjective(Objective):
@@ -38,8 +37,7 @@ class BackboneObjective(Objective):
         self._recipe = recipe
         self._data = data
         self._image_size = image_size
-        codes = batch_of(data, np.zeros(1, dtype=np.int64)) if recipe.concepts else {}
-        self._slots = {name: self._slots_of(name, codes) for name in recipe.concepts}
+        self._slots = {name: slots or 1 for name, slots in concept_slots(data, recipe.concepts).items()}
         self.heads = nn.ModuleDict(
             {name: nn.Linear(model.num_features, self._slots[name] * n) for name, n in recipe.concepts.items()}
         )
@@ -88,14 +86,3 @@ class BackboneObjective(Objective):
             loss = loss + self._recipe.concept_weight * surprise
             losses[name] = (guesses.detach().argmax(dim=1) == codes).sum() / count
         return {"loss": loss, **losses}
-
-    def _slots_of(self, name: str, batch: Mapping[str, np.ndarray]) -> int:
-        """How many codes of a concept an image has: one, or one for each object."""
-        if name not in batch:
-            raise ArgumentError(
-                "the data do not tell this concept",
-                given=name,
-                expected=sorted(set(batch) - {"images", "labels"}) or "no concepts: these are plain images",
-                remedy="take it out of the recipe's concepts",
-            )
-        return 1 if batch[name].ndim == 1 else int(batch[name].shape[1])

@@ -1,4 +1,4 @@
-"""Training a base model: latent diffusion on unlabelled images with two constant prompts."""
+"""Training a base model: latent diffusion with two constant prompts, and captions where the data tell something."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from featinv_fast import samplers
 from featinv_fast.config import ModelConfig
 from featinv_fast.models import UNet
 from featinv_fast.train import diffusion
+from featinv_fast.train.concepts import Captions
 from featinv_fast.train.inputs import Inputs
 from featinv_fast.train.objective import Objective
-from featinv_fast.train.settings import Weighting
+from featinv_fast.train.settings import BaseRecipe
 
 SHOWN = 8  # images in a preview
 PREVIEW_STEPS = 20
@@ -25,11 +26,11 @@ class BaseObjective(Objective):
 
     Args:
         unet: learns.
+        recipe: how often the prompt is dropped, and the weighting of the times.
         config: its architecture.
-        inputs: latents.
+        inputs: latents, and the codes of the recipe's concepts.
         prompts: "cond" and "uncond", [1, T, D].
-        drop_prompt: how often the prompt is the empty one.
-        weighting: of the times.
+        captions: prompts from those codes; they learn. None where the constant prompt is all.
     """
 
     cond: Tensor
@@ -38,17 +39,17 @@ class BaseObjective(Objective):
     def __init__(
         self,
         unet: UNet,
+        recipe: BaseRecipe,
         config: ModelConfig,
         inputs: Inputs,
         prompts: Mapping[str, Tensor],
-        drop_prompt: float,
-        weighting: Weighting = Weighting.EPS,
+        captions: Captions | None = None,
     ) -> None:
         super().__init__()
         self.unet = unet
         self.inputs = inputs
-        self._drop_prompt = drop_prompt
-        self._weighting = weighting
+        self.captions = captions
+        self._recipe = recipe
         self._latent_shape = (config.latent_channels, config.latent_size, config.latent_size)
         self.register_buffer("cond", prompts["cond"])
         self.register_buffer("uncond", prompts["uncond"])
@@ -70,10 +71,17 @@ class BaseObjective(Objective):
         latents = self.inputs.latents(batch, generator)
         times = diffusion.random_times(len(latents), generator)
         noise = diffusion.normal(latents, generator)
-        dropped = drop_mask(len(latents), self._drop_prompt, generator).to(latents.device)  # [B, 1, 1]
-        context = torch.where(dropped, self.uncond, self.cond)  # [B, T, D]
+        context = self._prompts(batch, len(latents), generator).to(latents.device)
         eps = self.unet(diffusion.add_noise(latents, noise, times), times.to(latents.device).float(), context)
-        return diffusion.losses(eps, noise, times, self._weighting)
+        return diffusion.losses(eps, noise, times, self._recipe.weighting)
+
+    def _prompts(self, batch: Mapping[str, Tensor], count: int, generator: torch.Generator) -> Tensor:
+        """What the items are said to show: [B, T, D]. Equal tokens are to attention what one of them is."""
+        said = self.cond
+        if self.captions is not None:
+            silent = drop_mask(count, self._recipe.drop_caption, generator).to(said.device)  # [B, 1, 1]
+            said = torch.where(silent, said, self.captions(batch))
+        return torch.where(drop_mask(count, self._recipe.drop_prompt, generator).to(said.device), self.uncond, said)
 
     def preview(self) -> Tensor:
         """Samples of the prompt, from the same noise every time."""

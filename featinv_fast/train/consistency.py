@@ -5,17 +5,15 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from featinv_fast.models import FeatInv
 from featinv_fast.samplers import OFFICIAL_SCHEDULE
 from featinv_fast.samplers.lcm import ORIGINAL_INFERENCE_STEPS, SIGMA_DATA, TIMESTEP_SCALING
 from featinv_fast.train import diffusion
 from featinv_fast.train.distill import DistillObjective, ddim_step
-from featinv_fast.train.inputs import Inputs
-from featinv_fast.train.settings import DistillRecipe
 
 SKIP = OFFICIAL_SCHEDULE.training_steps // ORIGINAL_INFERENCE_STEPS  # k, 20 times
 
@@ -29,17 +27,15 @@ class ConsistencyObjective(DistillObjective):
 
     sampler = "lcm"
 
-    def __init__(
-        self, teacher: FeatInv, student: FeatInv, inputs: Inputs, recipe: DistillRecipe, prompts: dict[str, Tensor]
-    ) -> None:
-        super().__init__(teacher, student, inputs, recipe, prompts)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self._lock = threading.Lock()
         self._target: list[nn.Module] = []  # in a list: it is no part of this module
 
     def forward(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, average: Mapping[str, Tensor] | None
     ) -> dict[str, Tensor]:
-        """The consistency loss on a random pair of neighbouring times of the grid."""
+        """The consistency loss on a random pair of neighbouring times of the grid, and the perceptual loss."""
         assert average is not None, "the target has averaged weights"
         latents, features = self.inputs.latents(batch, generator), self.inputs.features(batch)
         count, device = len(latents), latents.device
@@ -57,9 +53,13 @@ class ConsistencyObjective(DistillObjective):
             eps = self._averaged(average)(z_end, end_time, features, embedded)
             target = consistency(z_end, eps, end_time, a_end)
         eps = self.student(z_start, start_time, features, embedded)
-        distance = consistency(z_start, eps, start_time, a_start).float() - target.float()
+        made = consistency(z_start, eps, start_time, a_start).float()
         c = self.recipe.huber
-        return {"loss": ((distance.square() + c**2).sqrt() - c).mean()}
+        loss = (((made - target.float()).square() + c**2).sqrt() - c).mean()
+        if self.perceptual is None:
+            return {"loss": loss}
+        seen = self.perceptual(made, latents)
+        return {"loss": loss + seen, "consistency": loss.detach(), "perceptual": seen.detach()}
 
     def _averaged(self, average: Mapping[str, Tensor]) -> nn.Module:
         """The student with averaged weights: a second module, since several threads may use both at the same time."""
@@ -81,4 +81,4 @@ def consistency(z: Tensor, eps: Tensor, time: Tensor, a: Tensor) -> Tensor:
     scaled = TIMESTEP_SCALING * time[:, None, None, None]
     c_skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
     c_out = scaled / (scaled**2 + SIGMA_DATA**2).sqrt()
-    return c_skip * z + c_out * (z - (1 - a).sqrt() * eps) / a.sqrt()
+    return c_skip * z + c_out * diffusion.predicted_x0(z, eps, a)

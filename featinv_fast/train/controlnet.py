@@ -14,7 +14,8 @@ from featinv_fast.train import diffusion
 from featinv_fast.train.base import PREVIEW_STEPS, SHOWN, drop_mask
 from featinv_fast.train.inputs import Inputs
 from featinv_fast.train.objective import Objective
-from featinv_fast.train.settings import Weighting
+from featinv_fast.train.perceptual import LatentPerceptual
+from featinv_fast.train.settings import ControlNetRecipe
 
 
 class ControlNetObjective(Objective):
@@ -24,8 +25,8 @@ class ControlNetObjective(Objective):
         model: its ControlNet and condition encoder learn.
         inputs: latents and features.
         prompts: "cond" and "uncond", [1, T, D].
-        drop_features: how often features and prompt are dropped.
-        weighting: of the times.
+        recipe: how often features and prompt are dropped, and the choice and the weighting of the times.
+        perceptual: a second loss, on x0; None for none.
     """
 
     cond: Tensor
@@ -37,14 +38,14 @@ class ControlNetObjective(Objective):
         model: FeatInv,
         inputs: Inputs,
         prompts: Mapping[str, Tensor],
-        drop_features: float,
-        weighting: Weighting = Weighting.EPS,
+        recipe: ControlNetRecipe,
+        perceptual: LatentPerceptual | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.inputs = inputs
-        self._drop_features = drop_features
-        self._weighting = weighting
+        self._recipe = recipe
+        self._perceptual = perceptual
         self.register_buffer("cond", prompts["cond"])
         self.register_buffer("uncond", prompts["uncond"])
         self.register_buffer("control_scales", torch.ones(1, model.config.control_count), persistent=False)
@@ -61,19 +62,25 @@ class ControlNetObjective(Objective):
     def forward(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, average: Mapping[str, Tensor] | None
     ) -> dict[str, Tensor]:
-        """The mean squared error of the predicted noise, see `diffusion.losses`."""
+        """The mean squared error of the predicted noise, see `diffusion.losses`, and the perceptual loss."""
         del average
         latents, features = self.inputs.latents(batch, generator), self.inputs.features(batch)
-        times = diffusion.random_times(len(latents), generator)
+        times = diffusion.random_times(len(latents), generator, self._recipe.times)
         noise = diffusion.normal(latents, generator)
-        dropped = drop_mask(len(latents), self._drop_features, generator).to(latents.device)  # [B, 1, 1]
+        dropped = drop_mask(len(latents), self._recipe.drop_features, generator).to(latents.device)  # [B, 1, 1]
+        x = diffusion.add_noise(latents, noise, times)
         eps = self._predict(
-            diffusion.add_noise(latents, noise, times),
+            x,
             times.to(latents.device).float(),
             features.masked_fill(dropped[..., None], 0.0),
             torch.where(dropped, self.uncond, self.cond),
         )
-        return diffusion.losses(eps, noise, times, self._weighting)
+        losses = diffusion.losses(eps, noise, times, self._recipe.weighting)
+        if self._perceptual is not None:
+            # Dropped items are among them: what nothing tells of has no place in the features either.
+            seen = self._perceptual(diffusion.predicted_x0(x, eps, diffusion.signal_share(times).to(x)), latents)
+            losses = losses | {"loss": losses["loss"] + seen, "perceptual": seen.detach()}
+        return losses
 
     def preview(self) -> Tensor:
         """Decoded latents of the first images, and below them their reconstructions from the features."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from featinv_fast.samplers import OFFICIAL_SCHEDULE, StepTable
-from featinv_fast.train.settings import Weighting
+from featinv_fast.train.settings import Times, Weighting
 
 # x -> eps at one timestep, for a whole batch: (latents [B, 4, h, w], time [1]) -> [B, 4, h, w].
 Predictor = Callable[[Tensor, Tensor], Tensor]
@@ -19,9 +19,12 @@ def normal(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator).to(like)
 
 
-def random_times(count: int, generator: torch.Generator) -> Tensor:
-    """Training times, uniform on 0 ... 999: int64 [count]."""
-    return torch.randint(OFFICIAL_SCHEDULE.training_steps, (count,), generator=generator)
+def random_times(count: int, generator: torch.Generator, times: Times = Times.UNIFORM) -> Tensor:
+    """Training times, 0 ... 999: int64 [count]."""
+    if times is Times.UNIFORM:
+        return torch.randint(OFFICIAL_SCHEDULE.training_steps, (count,), generator=generator)
+    u = torch.rand(count, generator=generator, dtype=torch.float64)
+    return ((1 - u**3) * OFFICIAL_SCHEDULE.training_steps).long().clamp_max(OFFICIAL_SCHEDULE.training_steps - 1)
 
 
 def signal_share(times: Tensor) -> Tensor:
@@ -33,6 +36,11 @@ def add_noise(latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
     """q(x_t | x_0) (arXiv 2006.11239, eq. 4): latents and noise [B, 4, h, w], integer times [B] on the CPU."""
     a = signal_share(times).to(latents)
     return a.sqrt() * latents + (1 - a).sqrt() * noise
+
+
+def predicted_x0(x: Tensor, eps: Tensor, a: Tensor) -> Tensor:
+    """The clean latents that `x` and its noise `eps` [B, 4, h, w] imply at signal shares `a` [B, 1, 1, 1]."""
+    return (x - (1 - a).sqrt() * eps) / a.sqrt()
 
 
 def losses(eps: Tensor, noise: Tensor, times: Tensor, weighting: Weighting) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from featinv_fast.train import diffusion
 from featinv_fast.train.base import PREVIEW_STEPS, SHOWN
 from featinv_fast.train.inputs import Inputs
 from featinv_fast.train.objective import Objective
+from featinv_fast.train.perceptual import LatentPerceptual
 from featinv_fast.train.settings import DistillRecipe
 from featinv_fast.train.student import Conditioned
 
@@ -27,14 +28,22 @@ class DistillObjective(Objective, abc.ABC):
         inputs: latents and features.
         recipe: the distillation.
         prompts: "cond" and "uncond", [1, T, D].
+        perceptual: a second loss, on x0; None for none.
     """
 
     sampler: str
 
     def __init__(
-        self, teacher: FeatInv, student: FeatInv, inputs: Inputs, recipe: DistillRecipe, prompts: dict[str, Tensor]
+        self,
+        teacher: FeatInv,
+        student: FeatInv,
+        inputs: Inputs,
+        recipe: DistillRecipe,
+        prompts: dict[str, Tensor],
+        perceptual: LatentPerceptual | None = None,
     ) -> None:
         super().__init__()
+        self.perceptual = perceptual
         self.student = Conditioned(student, prompts)
         self.teacher = Conditioned(teacher, prompts, recipe.unconditional_strength)
         self.inputs = inputs
@@ -76,5 +85,4 @@ class DistillObjective(Objective, abc.ABC):
 
 def ddim_step(x: Tensor, eps: Tensor, a: Tensor, a_next: Tensor) -> Tensor:
     """Deterministic DDIM (arXiv 2010.02502, eq. 12) between signal shares `a` and `a_next`, [B, 1, 1, 1] or numbers."""
-    x0 = (x - (1 - a).sqrt() * eps) / a.sqrt()
-    return a_next.sqrt() * x0 + (1 - a_next).sqrt() * eps
+    return a_next.sqrt() * diffusion.predicted_x0(x, eps, a) + (1 - a_next).sqrt() * eps

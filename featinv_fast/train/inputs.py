@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Inputs(nn.Module):
         extractor: of the feature maps; None for models without.
         folder: for files of what is kept; several runs may share it.
         progress: show a bar on stderr while computing what is kept.
+        concepts: names of the codes that the data tell and `load` gives along.
 
     Raises:
         ConfigError: something is to be kept although every pass shows other pixels.
@@ -48,8 +49,10 @@ class Inputs(nn.Module):
         extractor: Extractor | None,
         folder: Path,
         progress: bool,
+        concepts: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        self._concepts = tuple(concepts)
         self.autoencoder = autoencoder
         self._data = data
         self._extractor = extractor
@@ -79,7 +82,7 @@ class Inputs(nn.Module):
         """The kept rows of these draws, or their images."""
         if self._kept is not None:
             return rows(self._kept, draws % len(self._data))
-        return {"images": torch.from_numpy(batch_of(self._data, draws)["images"])}
+        return self._shown(draws)
 
     def latents(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
         """A sample of the posterior, scaled: [B, 4, h, w]."""
@@ -114,10 +117,15 @@ class Inputs(nn.Module):
 
     @torch.no_grad()
     def _computed(self, indices: np.ndarray) -> dict[str, Tensor]:
-        images = torch.from_numpy(batch_of(self._data, indices)["images"])
+        shown = self._shown(indices)
+        images = shown.pop("images")
         mean, log_variance = self._moments({"images": images})
         features = {} if self._extractor is None else {"features": self._extractor(images)}
-        return {"mean": mean, "log_variance": log_variance, **features}
+        return {"mean": mean, "log_variance": log_variance, **features, **shown}
+
+    def _shown(self, draws: np.ndarray) -> dict[str, Tensor]:
+        batch = batch_of(self._data, draws)
+        return {name: torch.from_numpy(batch[name]) for name in ("images", *self._concepts)}
 
     def _identity(self, config: DataConfig) -> dict[str, Any]:
         """What the kept values depend on; of the autoencoder, the sums of its weights tell one from another."""
@@ -127,4 +135,4 @@ class Inputs(nn.Module):
             "extractor": None if self._extractor is None else self._extractor.identity(),
             "image_size": self._image_size,
             "autoencoder": [float(f"{value:.12g}") for value in sums],
-        }
+        } | ({"concepts": self._concepts} if self._concepts else {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from featinv_fast.config import FeatureSpec
 from featinv_fast.features import Backbone
+from featinv_fast.models import Autoencoder
 from featinv_fast.train.extractor import IMAGENET, resolved_weights
-from featinv_fast.train.settings import BackboneConfig
+from featinv_fast.train.settings import BackboneConfig, PerceptualConfig
 
 
 class Perceptual:
@@ -53,3 +55,25 @@ class Perceptual:
             (pixels - self._mean) / self._std, indices=self._layers, stop_early=True, intermediates_only=True
         )
         return [F.normalize(features, dim=1) for features in maps]  # timm gives [B, C, H, W]
+
+
+class LatentPerceptual:
+    """The same for latents: of a part of each batch, decoded, against the decoded latents that they should be.
+
+    Args:
+        perceptual: compares images.
+        autoencoder: frozen; gradients flow through its decoder.
+        config: which part, and the weight.
+    """
+
+    def __init__(self, perceptual: Perceptual, autoencoder: Autoencoder, config: PerceptualConfig) -> None:
+        self._perceptual = perceptual
+        self._autoencoder = autoencoder
+        self._config = config
+
+    def __call__(self, predicted: Tensor, latents: Tensor) -> Tensor:
+        """Weighted difference of latents [B, 4, h, w]; gradients flow into `predicted` alone."""
+        part = slice(math.ceil(self._config.share * len(latents)))
+        with torch.no_grad():
+            wanted = self._autoencoder.decode(latents[part])
+        return self._config.weight * self._perceptual(self._autoencoder.decode(predicted[part]), wanted)

@@ -22,6 +22,7 @@ from featinv_fast.train.accelerator import training_device
 from featinv_fast.train.autoencoder import AutoencoderObjective
 from featinv_fast.train.backbone import BackboneObjective
 from featinv_fast.train.base import BaseObjective
+from featinv_fast.train.concepts import Captions, concept_slots
 from featinv_fast.train.consistency import ConsistencyObjective
 from featinv_fast.train.controlnet import ControlNetObjective
 from featinv_fast.train.data import Data, batch_of, open_data
@@ -29,7 +30,7 @@ from featinv_fast.train.distill import DistillObjective
 from featinv_fast.train.extractor import Extractor
 from featinv_fast.train.inputs import Inputs
 from featinv_fast.train.objective import Objective
-from featinv_fast.train.perceptual import Perceptual
+from featinv_fast.train.perceptual import LatentPerceptual, Perceptual
 from featinv_fast.train.settings import (
     AutoencoderRecipe,
     BackboneConfig,
@@ -144,11 +145,13 @@ def _base(recipe: BaseRecipe, place: Place) -> None:
     data = open_data(recipe.data, place.root)
     autoencoder, autoencoder_config = assembly.load_autoencoder(place.root / recipe.autoencoder)
     config = assembly.with_autoencoder(recipe.model, autoencoder_config, _image_size(data))
-    inputs = _inputs(recipe, place, data, autoencoder, config, None)
+    slots = concept_slots(data, recipe.concepts)
+    inputs = _inputs(recipe, place, data, autoencoder, config, None, tuple(slots))
     with assembly.fresh_weights(recipe.training.seed):
         unet = UNet(config)
+        captions = Captions(recipe.concepts, slots, config.context_channels) if slots else None
     prompts = assembly.constant_prompts(config, recipe.training.seed)
-    _fit(BaseObjective(unet, config, inputs, prompts, recipe.drop_prompt, recipe.weighting), recipe, place)
+    _fit(BaseObjective(unet, recipe, config, inputs, prompts, captions), recipe, place)
     tensors = {assembly.UNET + name: tensor for name, tensor in unet.state_dict().items()}
     tensors |= {assembly.AUTOENCODER + name: tensor for name, tensor in autoencoder.state_dict().items()}
     save_base(place.out(recipe), config, tensors, prompts, assembly.notes(recipe))
@@ -169,7 +172,7 @@ def _controlnet(recipe: ControlNetRecipe, place: Place) -> None:
     )
     model = assembly.featinv_from_base(base, config, seed=recipe.training.seed)
     inputs = _inputs(recipe, place, data, model.autoencoder, config, extractor)
-    objective = ControlNetObjective(model, inputs, prompts, recipe.drop_features, recipe.weighting)
+    objective = ControlNetObjective(model, inputs, prompts, recipe, _perceptual(recipe, place, data, model.autoencoder))
     _fit(objective, recipe, place)
     features = dataclasses.replace(extractor.spec, absolute_max=inputs.largest_feature())
     checkpoint = Checkpoint(
@@ -222,7 +225,8 @@ def _distill(recipe: DistillRecipe, place: Place) -> None:
     teacher = assembly.plain_model(checkpoint)
     student = make_student(teacher, recipe)
     inputs = _inputs(recipe, place, data, teacher.autoencoder, checkpoint.config, extractor)
-    objective = _distill_objective(recipe)(teacher, student, inputs, recipe, prompts)
+    perceptual = _perceptual(recipe, place, data, teacher.autoencoder)
+    objective = _distill_objective(recipe)(teacher, student, inputs, recipe, prompts, perceptual)
     _fit(objective, recipe, place)
     note = f"distilled by {recipe.method} to {recipe.steps} steps of {objective.sampler}"
     note += f", guidance {low:g}" if low == high else f", guidance {low:g} to {high:g} embedded"
@@ -250,6 +254,8 @@ def _sampler(recipe: DistillRecipe) -> str:
 
 def _distill_objective(recipe: DistillRecipe) -> type[DistillObjective]:
     if recipe.method is Method.TRAJECTORY:
+        if recipe.perceptual is not None:
+            raise ConfigError("the teacher's path has no perceptual loss", given="perceptual", remedy="leave it out")
         return TrajectoryObjective
     if recipe.training.ema_decay is None:
         raise ConfigError(
@@ -261,7 +267,13 @@ def _distill_objective(recipe: DistillRecipe) -> type[DistillObjective]:
 
 
 def _inputs(
-    recipe: Recipe, place: Place, data: Data, autoencoder: Autoencoder, config: ModelConfig, extractor: Extractor | None
+    recipe: Recipe,
+    place: Place,
+    data: Data,
+    autoencoder: Autoencoder,
+    config: ModelConfig,
+    extractor: Extractor | None,
+    concepts: Sequence[str] = (),
 ) -> Inputs:
     return Inputs(
         data,
@@ -271,7 +283,20 @@ def _inputs(
         extractor=extractor,
         folder=place.cache,
         progress=place.progress,
+        concepts=concepts,
     )
+
+
+def _perceptual(
+    recipe: ControlNetRecipe | DistillRecipe, place: Place, data: Data, autoencoder: Autoencoder
+) -> LatentPerceptual | None:
+    if recipe.perceptual is None:
+        return None
+    device = training_device(recipe.training)
+    images = Perceptual(
+        recipe.backbone, recipe.perceptual.layers, size=_image_size(data), root=place.root, device=device
+    )
+    return LatentPerceptual(images, autoencoder.to(device), recipe.perceptual)
 
 
 def _extractor(backbone: BackboneConfig, recipe: Recipe, place: Place, data: Data) -> Extractor:

@@ -52,6 +52,13 @@ class Weighting(enum.StrEnum):
     V = "v"  # 1 / alphas_cumprod[t], the error of v (arXiv 2202.00512, sec. 4): noisy times, which decide what is seen
 
 
+class Times(enum.StrEnum):
+    """How often each time is trained."""
+
+    UNIFORM = "uniform"  # as in the official training
+    CUBIC = "cubic"  # 1 - u^3 of the way to pure noise (arXiv 2302.08453): where layout and colours are still open
+
+
 class Method(enum.StrEnum):
     """How a student learns to make few steps."""
 
@@ -167,6 +174,29 @@ class BackboneConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PerceptualConfig:
+    """A loss on what the recipe's backbone sees of predicted latents, once they are decoded.
+
+    Attributes:
+        layers: the backbone's stages that are compared.
+        weight: of the loss.
+        share: of every batch that it is computed for; decoding costs more than denoising.
+    """
+
+    layers: tuple[int, ...]
+    weight: float = 1.0
+    share: float = 0.125
+
+    def __post_init__(self) -> None:
+        if not self.layers or not 0 < self.share <= 1:
+            raise ConfigError(
+                "the perceptual loss is not sound",
+                given=f"layers = {list(self.layers)}, share = {self.share}",
+                expected="a stage or more, and 0 < share <= 1",
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What every recipe names.
 
@@ -235,12 +265,16 @@ class BackboneRecipe(Recipe):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaseRecipe(Recipe):
-    """A latent diffusion model with constant prompts (arXiv 2112.10752).
+    """A latent diffusion model (arXiv 2112.10752) that stores two constant prompts.
 
     Attributes:
         model: the architecture; what it says of the autoencoder is replaced by the trained one's.
         autoencoder: file that the autoencoder recipe made.
         drop_prompt: how often the prompt is the empty one.
+        concepts: what prompts say in training, by the name the data give it: its number of values. They are embedded by
+            a table that learns beside the U-Net and is thrown away at the end. A U-Net that has learned to draw what it
+            is told, as Stable Diffusion's from captions, follows a ControlNet better, at noisy times most of all.
+        drop_caption: how often the constant prompt stands in for what there is to say.
         weighting: of the times. With "eps" a short training leaves x0 worse than its mean at the noisiest times, where
             sampling starts.
     """
@@ -248,6 +282,8 @@ class BaseRecipe(Recipe):
     model: ModelConfig
     autoencoder: str
     drop_prompt: float = 0.15
+    concepts: dict[str, int] = dataclasses.field(default_factory=dict)
+    drop_caption: float = 0.15
     weighting: Weighting = Weighting.EPS
 
 
@@ -261,7 +297,10 @@ class ControlNetRecipe(Recipe):
         latent_size: edge of the latents: 32 for images of 256 pixels; None is what the base says.
         condition_hidden_channels: width of the condition encoder.
         drop_features: how often features and prompt are dropped, both together: zeros and the empty prompt.
+        times: how often each is trained.
         weighting: of the times; as that of the base.
+        perceptual: a second loss, on what the backbone sees of the decoded x0; None for none, as in the official
+            training. It needs an autoencoder that keeps what the backbone sees.
         prompt: of the training; None is the official one, or what the base stores.
         tokenizer: for other prompts, CLIP's `tokenizer.json`.
         guidance_scale, unconditional_strength: defaults of the sampling, stored in the checkpoint.
@@ -273,7 +312,9 @@ class ControlNetRecipe(Recipe):
     latent_size: int | None = None
     condition_hidden_channels: int = 512
     drop_features: float = 0.15
+    times: Times = Times.UNIFORM
     weighting: Weighting = Weighting.EPS
+    perceptual: PerceptualConfig | None = None
     prompt: str | None = None
     tokenizer: str | None = None
     guidance_scale: float = 1.75
@@ -298,6 +339,7 @@ class DistillRecipe(Recipe):
         unconditional_strength: of the features in the unconditional branch of the teacher's guidance.
         guidance_channels: width of that input's embedding; 0 for none.
         huber: c of the loss sqrt(d^2 + c^2) - c (arXiv 2310.04378's public code).
+        perceptual: a second loss, on what the backbone sees of the student's decoded x0; for "consistency" only.
     """
 
     teacher: str
@@ -311,6 +353,7 @@ class DistillRecipe(Recipe):
     unconditional_strength: float = 1.0
     guidance_channels: int = 0
     huber: float = 0.001
+    perceptual: PerceptualConfig | None = None
 
 
 RECIPES: Mapping[str, type[Recipe]] = {

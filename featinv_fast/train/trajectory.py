@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +22,9 @@ from torch import Tensor
 
 from featinv_fast import samplers
 from featinv_fast.errors import ConfigError
-from featinv_fast.models import FeatInv
 from featinv_fast.samplers import OFFICIAL_SCHEDULE
 from featinv_fast.train import diffusion
 from featinv_fast.train.distill import DistillObjective, ddim_step
-from featinv_fast.train.inputs import Inputs
-from featinv_fast.train.settings import DistillRecipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +68,9 @@ class TrajectoryObjective(DistillObjective):
 
     sampler = "ddim"
 
-    def __init__(
-        self, teacher: FeatInv, student: FeatInv, inputs: Inputs, recipe: DistillRecipe, prompts: dict[str, Tensor]
-    ) -> None:
-        super().__init__(teacher, student, inputs, recipe, prompts)
-        self._segments = segments(recipe.steps, recipe.teacher_steps)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._segments = segments(self.recipe.steps, self.recipe.teacher_steps)
         # Each of the teacher's steps is as likely as any other, so that trivial segments cost little.
         self._shares = torch.tensor([float(len(segment.path)) for segment in self._segments])
 

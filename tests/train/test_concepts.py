@@ -1,4 +1,4 @@
-"""Concept heads beside the classes of a backbone."""
+"""Concepts: heads beside the classes of a backbone, and captions for base models."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from featinv_fast.demo.world.dataset import SceneDataset
 from featinv_fast.errors import ArgumentError
 from featinv_fast.train import read_recipe, run
 from featinv_fast.train.backbone import BackboneObjective
+from featinv_fast.train.base import BaseObjective
+from featinv_fast.train.concepts import Captions, concept_slots
 from featinv_fast.train.data import open_data
-from featinv_fast.train.settings import BackboneRecipe, DataConfig, TrainingConfig
+from featinv_fast.train.inputs import Inputs
+from featinv_fast.train.settings import BackboneRecipe, BaseRecipe, Cache, DataConfig, TrainingConfig
 
 
 @pytest.fixture
@@ -100,3 +104,98 @@ def test_concepts_are_read_from_a_file(tmp_path):
     recipe = read_recipe(path)
     assert isinstance(recipe, BackboneRecipe)
     assert recipe.concepts == {"shape": 5}
+
+
+# --- captions: what base models are told ---
+
+
+def test_captions_have_a_token_for_each_object_and_one_for_the_image():
+    codes = {
+        "shape": torch.tensor([[0, 2, -1], [4, -1, -1]]),
+        "colour": torch.tensor([[1, 1, -1], [0, -1, -1]]),
+        "background": torch.tensor([3, 5]),
+    }
+    captions = Captions({"shape": 5, "colour": 8, "background": 6}, {"shape": 3, "colour": 3, "background": 0}, 16)
+    tokens = captions(codes)
+    assert tokens.shape == (2, 3 + 1, 16)
+    shape, colour, background = (captions.tables[name].weight for name in codes)
+    torch.testing.assert_close(tokens[0, 1], shape[1 + 2] + colour[1 + 1] + captions.places[1])
+    torch.testing.assert_close(tokens[0, 2], shape[0] + colour[0] + captions.places[2])  # no third object
+    torch.testing.assert_close(tokens[1, 3], background[1 + 5])
+    assert Captions({"background": 6}, {"background": 0}, 16)(codes).shape == (2, 1, 16)
+
+
+@pytest.fixture
+def told(tiny_config, make_model, tmp_path):
+    """`told(drops)`: the prompts that a base model is given for eight scenes, and its objective."""
+
+    def make(**drops):
+        concepts = {"shape": 5, "cell": 9, "background": 6}
+        recipe = BaseRecipe(
+            recipe="base",
+            folder="run",
+            out="base.safetensors",
+            model=tiny_config,
+            autoencoder="x",
+            concepts=concepts,
+            data=DataConfig(source="scenes", count=8, size=16, cache=Cache.DISK),
+            training=TrainingConfig(steps=1),
+            **drops,
+        )
+        data = open_data(recipe.data, tmp_path)
+        slots = concept_slots(data, concepts)
+        assert slots == {"shape": 3, "cell": 3, "background": 0}
+        model = make_model(tiny_config)
+        inputs = Inputs(
+            data,
+            recipe.data,
+            model.autoencoder,
+            image_size=16,
+            extractor=None,
+            folder=tmp_path,
+            progress=False,
+            concepts=tuple(concepts),
+        )
+        prompts = {
+            "cond": torch.ones(1, 1, tiny_config.context_channels),
+            "uncond": torch.zeros(1, 1, tiny_config.context_channels),
+        }
+        captions = Captions(concepts, slots, tiny_config.context_channels)
+        objective = BaseObjective(model.denoiser.unet, recipe, tiny_config, inputs, prompts, captions)
+        given = []
+        hook = objective.unet.register_forward_pre_hook(lambda _, arguments: given.append(arguments[2]))
+        batch = objective.load(np.arange(8))
+        loss = objective(batch, torch.Generator().manual_seed(0), None)["loss"]
+        hook.remove()
+        return given[0], objective, batch, loss
+
+    return make
+
+
+def test_a_base_is_told_what_is_in_the_scenes(told):
+    given, objective, batch, loss = told(drop_prompt=0.0, drop_caption=0.0)
+    torch.testing.assert_close(given, objective.captions(batch))
+    np.testing.assert_array_equal(batch["shape"], SceneDataset("train", length=8).batch(np.arange(8))["shape"])
+    objective.captions.requires_grad_()
+    objective.unet.requires_grad_()
+    assert loss.requires_grad
+    loss.backward()
+    assert objective.captions.tables["shape"].weight.grad.abs().sum() > 0
+
+
+def test_a_base_also_learns_both_constant_prompts(told):
+    assert (told(drop_prompt=1.0, drop_caption=0.0)[0] == 0).all()
+    assert (told(drop_prompt=0.0, drop_caption=1.0)[0] == 1).all()
+    given, objective, batch, _ = told(drop_prompt=0.4, drop_caption=0.5)
+    captions = objective.captions(batch)
+    kinds = [
+        (row == 0).all() + 2 * (row == 1).all() + 4 * torch.equal(row, said)
+        for row, said in zip(given, captions, strict=True)
+    ]
+    assert set(map(int, kinds)) == {1, 2, 4}
+
+
+def test_concepts_that_the_data_do_not_tell_are_refused(tmp_path):
+    data = open_data(DataConfig(source="scenes", count=2, size=16), tmp_path)
+    with pytest.raises(ArgumentError, match="do not tell"):
+        concept_slots(data, ["mood"])

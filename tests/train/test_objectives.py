@@ -26,15 +26,17 @@ from featinv_fast.train.data import ImageFolder
 from featinv_fast.train.distill import ddim_step
 from featinv_fast.train.extractor import Extractor
 from featinv_fast.train.inputs import Inputs
-from featinv_fast.train.perceptual import Perceptual
+from featinv_fast.train.perceptual import LatentPerceptual, Perceptual
 from featinv_fast.train.settings import (
     AutoencoderRecipe,
     BackboneConfig,
     Cache,
+    ControlNetRecipe,
     Crop,
     DataConfig,
     DistillRecipe,
     Learns,
+    PerceptualConfig,
     TrainingConfig,
 )
 from featinv_fast.train.student import Conditioned, make_student, student_tensors
@@ -76,10 +78,21 @@ def inputs(pictures, make_model, tiny_config):
     )
 
 
+COMMON = {
+    "folder": "x",
+    "out": "x.safetensors",
+    "backbone": BackboneConfig(name="x"),
+    "data": DataConfig(source="x"),
+    "training": TrainingConfig(steps=1, ema_decay=0.95),
+}
+
+
 def recipe(**changes):
-    training = TrainingConfig(steps=1, ema_decay=0.95)
-    values = {"backbone": BackboneConfig(name="x"), "data": DataConfig(source="x"), "training": training} | changes
-    return DistillRecipe(recipe="distill", folder="x", out="x.safetensors", teacher="x", **values)
+    return DistillRecipe(recipe="distill", teacher="x", **COMMON | changes)
+
+
+def controlnet_recipe(**changes):
+    return ControlNetRecipe(recipe="controlnet", base="x", **COMMON | changes)
 
 
 # --- the start of a FeatInv training ---
@@ -121,7 +134,7 @@ def test_features_and_prompt_are_dropped_together(make_model, tiny_config, input
     model.requires_grad_()
 
     def loss(drop, features, cond):
-        objective = ControlNetObjective(model, inputs, {**prompts, "cond": cond}, drop)
+        objective = ControlNetObjective(model, inputs, {**prompts, "cond": cond}, controlnet_recipe(drop_features=drop))
         return objective(batch | {"features": features}, seeded(), None)["loss"]
 
     other = torch.roll(batch["features"], 1, dims=0)
@@ -151,9 +164,39 @@ def test_the_loss_is_that_of_the_noise(make_model, tiny_config, inputs, batch, p
             for i in range(3)
         ]
     )
-    objective = ControlNetObjective(model, inputs, prompts, 0.0)
+    objective = ControlNetObjective(model, inputs, prompts, controlnet_recipe(drop_features=0.0))
     given = objective(batch, seeded(9), None)["loss"]
     torch.testing.assert_close(given, (eps - noise).square().mean(), rtol=1e-5, atol=0)
+
+
+def test_the_perceptual_loss_is_that_of_a_part_of_the_decoded_x0(make_model, tiny_config, inputs, batch, prompts):
+    model = make_model(tiny_config)
+    seen = []
+
+    def perceptual(decoded, wanted):
+        seen.append((decoded, wanted))
+        return (decoded - wanted).square().mean()
+
+    config = PerceptualConfig(layers=(0,), weight=3.0, share=0.5)
+    second = LatentPerceptual(perceptual, model.autoencoder, config)
+    settings = controlnet_recipe(drop_features=0.0)
+    plain = ControlNetObjective(model, inputs, prompts, settings)(batch, seeded(9), None)
+    both = ControlNetObjective(model, inputs, prompts, settings, second)(batch, seeded(9), None)
+    ((decoded, wanted),) = seen
+    assert len(decoded) == len(wanted) == 2  # half of three, and never none
+    distance = (decoded - wanted).square().mean()
+    torch.testing.assert_close(both["loss"], plain["loss"] + 3 * distance)
+    torch.testing.assert_close(both["perceptual"], 3 * distance.detach())
+    assert not wanted.requires_grad
+    model.requires_grad_()
+    latents = torch.randn(3, 4, 3, 3, generator=seeded())
+    assert second(latents, latents) == 0.0  # what predicts the latents themselves has nothing to learn
+
+
+@pytest.mark.parametrize(("layers", "share"), [((), 0.5), ((0,), 0.0), ((0,), 1.5)])
+def test_perceptual_losses_of_nothing_are_refused(layers, share):
+    with pytest.raises(ConfigError, match="perceptual"):
+        PerceptualConfig(layers=layers, share=share)
 
 
 # --- few steps ---
