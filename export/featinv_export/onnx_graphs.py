@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import json
 import warnings
 from collections.abc import Mapping
 
@@ -18,7 +19,8 @@ from onnxscript import optimizer, rewriter
 from onnxscript.rewriter.rules import common as common_rules
 from torch import nn
 
-from featinv_export.translations import OPSET, translations
+from featinv_export.half_precision import NAMES, arithmetic, nodes_in_fp32
+from featinv_export.translations import BF16_OPSET, OPSET, translations
 from featinv_export.weights import StoredTensor
 from featinv_fast.backends.torch_ import WEIGHT_FILE
 from featinv_fast.engine.graphs import GraphSpec
@@ -26,6 +28,20 @@ from featinv_fast.errors import ExportError
 
 # Sizes of the traced example. All differ from each other and from 1, so that no two dimensions are taken for one.
 _EXAMPLE_SIZES = {"batch": 3, "height": 7, "width": 11, "steps": 5}
+
+# What a reader of a graph sees beside the name of a tensor.
+_MEANINGS = {
+    "features": "feature maps as the vision model gives them, channels first",
+    "condition": "what the condition encoder makes of the features; one for an image, the same in every step",
+    "latents": "latents in the scale of the sampler; the decoder brings them into the autoencoder's",
+    "time_bias": "a row of the time embedding's output",
+    "timesteps": "time steps, 0 to 999",
+    "guidance": "guidance scale of a consistency model, one for each time step",
+    "guidance_scale": "classifier-free guidance, 1 for none",
+    "control_scales": "strength of each ControlNet residual, first row conditional, second row unconditional",
+    "eps": "the predicted noise",
+    "image": "images, about -1 to 1",
+}
 
 _DTYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16}
 
@@ -144,24 +160,27 @@ def _attach_initializers(model: ir.Model, parameters: list[ir.Value], weights: M
 
 
 def _describe(model: ir.Model, spec: GraphSpec) -> None:
-    """Names of the spec on inputs, output and axes; module paths on nodes; nothing about the machine."""
+    """Names of the spec on inputs, output and axes; module paths on nodes; what the graph is as metadata.
+
+    Nothing about the machine or the checkpoint: a checkpoint of the same architecture has the same graph.
+    """
     symbols: dict[str, str] = {}  # the tracer's name of a dimension -> ours
     for value, tensor in zip(model.graph.inputs, spec.inputs, strict=True):
         if value.shape is not None:
             symbols |= {str(value.shape[axis]): name for axis, name in tensor.dynamic_axes.items()}
-        value.name = tensor.name
-        value.shape = ir.Shape(tensor.shape)
+        value.name, value.shape, value.doc_string = tensor.name, ir.Shape(tensor.shape), _MEANINGS[tensor.name]
     (output,) = model.graph.outputs
-    output.name = spec.output.name
-    output.shape = ir.Shape(spec.output.shape)
+    output.name, output.shape = spec.output.name, ir.Shape(spec.output.shape)
+    output.doc_string = _MEANINGS[spec.output.name]
     model.graph.name = spec.name
     model.producer_name = "featinv-fast"
     model.producer_version = importlib.metadata.version("featinv-fast")
     model.doc_string = None
     model.metadata_props.clear()
     counts: dict[str, int] = {}
+    scope = spec.name
     for node in model.graph:
-        scope = _scope(node)
+        scope = _scope(node) or scope  # the tracer forgets some: they stand beside the nodes of their module
         counts[scope] = counts.get(scope, 0) + 1
         node.name = f"{scope}/{node.op_type}_{counts[scope]}"
         node.doc_string = None
@@ -170,12 +189,18 @@ def _describe(model: ir.Model, spec: GraphSpec) -> None:
             value.metadata_props.clear()
             if value.shape is not None and value is not output:
                 value.shape = ir.Shape([_renamed(dim, symbols) for dim in value.shape])
+    dtype = arithmetic(model)
+    model.opset_imports[""] = BF16_OPSET if dtype == ir.DataType.BFLOAT16 else OPSET
+    common_passes.ShapeInferencePass(check_type=True, strict_mode=True)(model)
+    model.metadata_props.update({"featinv.graph": spec.name, "featinv.precision": NAMES[dtype]})
+    if dtype != ir.DataType.FLOAT:
+        model.metadata_props["featinv.nodes_in_fp32"] = json.dumps(nodes_in_fp32(model))
 
 
-def _scope(node: ir.Node) -> str:
-    """The path of the module that a node came from, as torch recorded it."""
+def _scope(node: ir.Node) -> str | None:
+    """The path of the module that a node came from, as torch recorded it, if it did."""
     names: list[str] = [n for n in _literal(node.metadata_props.get("pkg.torch.onnx.name_scopes")) if n]
-    return names[-2] if len(names) > 1 else "graph"
+    return names[-2] if len(names) > 1 else None
 
 
 def _literal(text: str | None) -> list[str]:

@@ -14,6 +14,9 @@ import onnx_ir as ir
 import torch
 
 OPSET = 20
+# ONNX has convolutions in bf16 from this opset on. Of the operators that we emit, none changed in between but for the
+# types it takes.
+BF16_OPSET = 22
 
 
 def translations() -> dict[Any, Callable]:

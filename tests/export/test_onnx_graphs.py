@@ -6,16 +6,15 @@ import json
 from pathlib import Path
 
 import onnx
-import onnx_ir as ir
 import pytest
-import torch
 
+from featinv_export import half_precision
 from featinv_export.onnx_graphs import export_graph
-from featinv_export.weights import StoredTensor, weight_index
-from featinv_fast.config import FeatureSpec, Precision
+from featinv_export.weights import weight_index
+from featinv_fast.config import Precision
 from featinv_fast.engine import graph_specs, open_engine
 from featinv_fast.errors import ExportError
-from featinv_fast.rewrites.engine_model import EngineModel, storage_dtypes
+from featinv_fast.rewrites.engine_model import EngineModel
 
 GRAPHS = ("condition_encoder", "time_embedding", "denoiser", "denoiser_unguided", "decoder")
 FLOAT = onnx.TensorProto.FLOAT
@@ -27,7 +26,24 @@ SUMS = ("InstanceNormalization", "LayerNormalization", "Softmax")
 
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_graphs_are_valid(golden_engine: Path, graph: str):
+    # By path: what works for files beyond 2 GB too, which do not fit into one protobuf message.
     onnx.checker.check_model(str(golden_engine / f"{graph}.onnx"), full_check=True)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_b11_shapes_are_inferred_by_path_and_all_known(golden_engine: Path, tmp_path: Path, graph: str):
+    inferred = tmp_path / f"{graph}.onnx"
+    path = str(golden_engine / f"{graph}.onnx")
+    onnx.shape_inference.infer_shapes_path(path, str(inferred), check_type=True, strict_mode=True, data_prop=True)
+    values = {
+        value.name: value
+        for model in (onnx.load(inferred, load_external_data=False), onnx.load(path, load_external_data=False))
+        for value in (*model.graph.value_info, *model.graph.input, *model.graph.output)
+    }
+    for node in onnx.load(path, load_external_data=False).graph.node:
+        for name in node.output:
+            assert values[name].type.tensor_type.elem_type
+            assert values[name].type.tensor_type.HasField("shape"), node.name
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
@@ -75,7 +91,7 @@ def test_nothing_of_this_machine_is_in_the_files(golden_engine: Path, graph: str
     for trace in (b".py", b"site-packages", b"stack_trace", b"Traceback", str(Path.home()).encode() + b"/", b"/tmp"):
         assert trace not in content
     model = onnx.load(golden_engine / f"{graph}.onnx", load_external_data=False)
-    assert not model.metadata_props
+    assert {entry.key for entry in model.metadata_props} == {"featinv.graph", "featinv.precision"}
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
 
 
@@ -83,6 +99,7 @@ def test_nodes_are_named_after_the_modules_they_came_from(golden_engine: Path):
     model = onnx.load(golden_engine / "decoder.onnx", load_external_data=False)
     names = [node.name for node in model.graph.node]
     assert len(set(names)) == len(names)
+    assert all(name.startswith("decoder") for name in names)
     assert "decoder.levels.0.blocks.0.conv_in/Conv_1" in names
 
 
@@ -117,20 +134,74 @@ def test_fp16_weights_are_stored_in_fp16(tiny_fp16_engine: Path):
         assert stored.dtype == ("F32" if fp32 else "F16")
 
 
-def test_bf16_multiplies_in_bf16_and_sums_in_fp32(tiny_config):
-    structure = EngineModel.empty(tiny_config)
-    dtypes = storage_dtypes(structure, Precision.BF16)
-    for name, parameter in structure.named_parameters():
-        parameter.data = parameter.data.to(dtypes[name])
-    spelled = {torch.bfloat16: "BF16", torch.float32: "F32"}
-    index = {
-        name: StoredTensor(0, 2 * tensor.numel(), spelled[tensor.dtype], tuple(tensor.shape))
-        for name, tensor in structure.state_dict().items()
-    }
-    specs = graph_specs(tiny_config, FeatureSpec(channels=6), time_bias_size=structure.time_embedding.size, max_batch=8)
-    model = ir.to_proto(export_graph(structure.graphs()["denoiser"], specs["denoiser"], index))
-    assert set(computes_in(model, PRODUCTS).values()) == {onnx.TensorProto.BFLOAT16}
-    assert set(computes_in(model, SUMS).values()) == {FLOAT}
+HALF_GRAPHS = [
+    (checkpoint, precision, graph)
+    for checkpoint, graphs in (("tiny", ("condition_encoder", "time_embedding", "decoder")), ("golden", ("denoiser",)))
+    for precision in (Precision.FP16, Precision.BF16)
+    for graph in graphs
+]
+
+
+@pytest.mark.parametrize(("checkpoint", "precision", "graph"), HALF_GRAPHS)
+def test_half_precision_node_by_node(graph_file, checkpoint: str, precision: Precision, graph: str):
+    """Every node computes in half precision or is in the model's own list of those in fp32, under the right reason."""
+    model = onnx.load(graph_file(checkpoint, precision, graph), load_external_data=False)
+    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True).graph
+    types = {v.name: v.type.tensor_type.elem_type for v in (*inferred.input, *inferred.value_info, *inferred.output)}
+    types |= {tensor.name: tensor.data_type for tensor in inferred.initializer}
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    listed = json.loads(metadata.get("featinv.nodes_in_fp32", "{}"))
+    reasons = {name: reason for reason, names in listed.items() for name in names}
+    assert half_precision.UNEXPLAINED not in listed
+    assert metadata["featinv.graph"] == graph
+    if graph == "time_embedding":
+        assert metadata["featinv.precision"] == "fp32"
+        assert {types[name] for node in inferred.node for name in node.output} == {FLOAT}
+        return
+    half = {Precision.FP16: onnx.TensorProto.FLOAT16, Precision.BF16: onnx.TensorProto.BFLOAT16}[precision]
+    assert metadata["featinv.precision"] == precision
+    for node in inferred.node:
+        given, made = types[node.input[0]], types[node.output[0]]
+        if node.op_type in SUMS:
+            assert given == made == FLOAT
+            assert reasons[node.name] in (half_precision.NORM, half_precision.SOFTMAX)
+        elif node.op_type in PRODUCTS:
+            assert {types[name] for name in node.input} == {made} == {half}
+            assert node.name not in reasons
+        elif node.op_type not in half_precision.MOVES:
+            assert given == made == (FLOAT if node.name in reasons else half), node.name
+    if graph == "denoiser":
+        # Guidance is a sampler's arithmetic: u + s (c - u).
+        assert sorted(name.split("/")[1].split("_")[0] for name in listed[half_precision.BOUNDARY]) == [
+            "Add",
+            "Mul",
+            "Sub",
+        ]
+
+
+def test_weights_that_do_not_fit_fp16_are_listed_in_the_model(tiny_fp16_engine: Path):
+    model = onnx.load(tiny_fp16_engine / "denoiser.onnx", load_external_data=False)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    listed = json.loads(metadata["featinv.nodes_in_fp32"])
+    assert listed[half_precision.UNFIT] == ["denoiser.controlnet.zero_convs.0/Conv_2"]
+    assert half_precision.UNEXPLAINED not in listed
+
+
+@pytest.mark.parametrize(("precision", "opset"), [(Precision.FP16, 20), (Precision.BF16, 22)])
+def test_the_opset_is_one_in_which_the_types_exist(graph_file, precision: Precision, opset: int):
+    model = onnx.load(graph_file("tiny", precision, "decoder"), load_external_data=False)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", opset)]
+    older = onnx.ModelProto.FromString(model.SerializeToString())
+    older.opset_import[0].version = 20
+    if precision is Precision.BF16:
+        with pytest.raises(onnx.shape_inference.InferenceError, match="bfloat16"):
+            onnx.shape_inference.infer_shapes(older, check_type=True, strict_mode=True)
+
+
+def test_inputs_and_output_say_what_they_are(golden_engine: Path):
+    for graph in GRAPHS:
+        model = onnx.load(golden_engine / f"{graph}.onnx", load_external_data=False)
+        assert all(value.doc_string for value in (*model.graph.input, *model.graph.output))
 
 
 def test_a_graph_whose_weights_are_not_those_of_the_file_is_refused(golden, golden_engine: Path):
