@@ -146,6 +146,7 @@ def export(options: ExportOptions, progress: Progress = lambda *_: None) -> Path
             rewrites=_rewrites(structure, storage),
             adaptations=checkpoint.adaptations,
             parity=checked,
+            tensorrt_parsers=_tensorrt_parsers(stage.path, specs) if options.onnx else None,
             plans=plans,
             aoti=None if aoti is None else target_here(aoti),
             source=source.source_info(checkpoint),
@@ -208,6 +209,13 @@ def _require_onnx() -> None:
                 given=error,
                 remedy="pip install 'featinv-fast[export]', or export without --onnx",
             ) from error
+
+
+def _tensorrt_parsers(folder: Path, specs: Mapping[str, GraphSpec]) -> str:
+    """Which releases of TensorRT read the graphs; an engine without plans may be given some later."""
+    from featinv_export.trt_parser_support import reading_releases
+
+    return reading_releases([folder / (name + SUFFIX) for name in specs])
 
 
 def _write_graphs(

@@ -68,6 +68,8 @@ def as_text(engine: EngineFolder) -> str:
     for reader, files in _backends(manifest).items():
         lines += [f"  {reader:12} {name:24} {_mebibytes(count):>12}" for name, count in files.items()]
         lines += [] if files else [f"  {reader:12} none"]
+    if manifest.tensorrt_parsers is not None:
+        lines.append(f"  graphs are read by the ONNX parser of TensorRT {manifest.tensorrt_parsers}")
     for plan in manifest.plans:
         lines.append(f"  {plan.file_name} is for TensorRT {plan.target.tensorrt} on {plan.target.gpu}")
     if manifest.aoti is not None:

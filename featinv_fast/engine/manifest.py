@@ -166,6 +166,8 @@ class Manifest:
         rewrites: optimisations applied at export.
         adaptations: files fused into the weights, e.g. an LCM-LoRA.
         parity: comparisons with the eager model.
+        tensorrt_parsers: the releases of TensorRT whose ONNX parser reads every graph, in words, e.g. "10.0 and newer";
+            `None` where there are no ONNX graphs.
         plans: what its TensorRT plans were built for.
         aoti: what the AOTInductor packages were compiled for; `None` where there are none.
         source: the checkpoint.
@@ -189,6 +191,7 @@ class Manifest:
     rewrites: tuple[OptionInfo, ...] = ()
     adaptations: tuple[str, ...] = ()
     parity: tuple[ParityInfo, ...] = ()
+    tensorrt_parsers: str | None = None
     plans: tuple[PlanInfo, ...] = ()
     aoti: AotiInfo | None = None
     source: SourceInfo

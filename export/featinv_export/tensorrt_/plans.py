@@ -11,6 +11,7 @@ import torch
 from featinv_export.tensorrt_.builder import build_plan, graph_profiles, shape_profiles
 from featinv_export.tensorrt_.cache import PlanCache, TimingCache
 from featinv_export.tensorrt_.options import PlanOptions
+from featinv_export.trt_parser_support import require_supported
 from featinv_fast.backends.onnxruntime_ import SUFFIX as ONNX_SUFFIX
 from featinv_fast.backends.tensorrt_plan import plan_target, tensorrt_problems
 from featinv_fast.backends.torch_ import WEIGHT_FILE
@@ -70,10 +71,12 @@ def write_plans(
         What to record of the plans.
 
     Raises:
-        ExportError: a plan cannot be built, or is not in the cache and may not be built.
+        ExportError: TensorRT's parser does not read a graph, or a plan cannot be built, or is not in the cache and may
+            not be built.
         OutOfMemoryError: the GPU's memory is exhausted.
     """
     target = plan_target(GPU)
+    require_supported([folder / (name + ONNX_SUFFIX) for name in specs], target.tensorrt)
     hashes = hash_files(folder, [WEIGHT_FILE, *(name + ONNX_SUFFIX for name in specs)])
     cache = PlanCache(options.cache or cache_folder())
     timings = TimingCache(options.cache or cache_folder(), target, options.timing_cache)
