@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -23,6 +24,9 @@ class Request:
         precision: `None` is the engine's own.
         threads: CPU threads of one operation; `None` leaves the choice to the backend's library.
         trust_engine: run native code of the engine (TensorRT plans) that was not built here.
+        kernels: what the torch backend's layers call. "auto": fused operations on an NVIDIA GPU, each by the provider
+            that suits it, and plain layers on a CPU; "off": plain layers; a provider's name, or one for each operation:
+            fused operations by that provider and no other.
     """
 
     engine: EngineFolder
@@ -30,6 +34,7 @@ class Request:
     precision: Precision | None = None
     threads: int | None = None
     trust_engine: bool = False
+    kernels: str | Mapping[str, str] = "auto"
 
 
 class Session(abc.ABC):
@@ -39,11 +44,13 @@ class Session(abc.ABC):
         backend: name of the backend.
         device: where the graphs run and where `run` returns its result.
         precision: of the graphs' arithmetic.
+        providers: for each fused operation that its layers call, the provider asked for.
     """
 
     backend: str
     device: torch.device
     precision: Precision
+    providers: Mapping[str, str] = {}
 
     @abc.abstractmethod
     def run(self, graph: str, *inputs: Tensor) -> Tensor:
@@ -56,6 +63,10 @@ class Session(abc.ABC):
         Returns:
             The graph's output, float32 on `device`, not shared with a later call.
         """
+
+    def capture_problems(self) -> list[str]:
+        """Why calls of `run` cannot become part of a CUDA graph; empty when they can."""
+        return [f"the {self.backend} backend launches its work itself"]
 
 
 class Backend(Protocol):

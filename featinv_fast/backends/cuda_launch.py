@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 
@@ -63,13 +64,27 @@ class CudaLauncher:
 
     def _capture(self, enqueue: Enqueue) -> torch.cuda.CUDAGraph | None:
         """The work as a graph, or `None` where it cannot be captured; then it is not tried again."""
-        graph = torch.cuda.CUDAGraph()
         try:
-            # Other threads may go on allocating meanwhile.
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                enqueue(self.handle)
+            return capture(lambda: enqueue(self.handle), self._stream)
         except RuntimeError as error:
             logger.warning("no CUDA graph, launching call by call: %s", error)
             self._may_capture = False
             return None
-        return graph
+
+
+def capture(work: Callable[[], object], stream: torch.cuda.Stream, pool: Any = None) -> torch.cuda.CUDAGraph:
+    """What `work` launches, as a graph; nothing of it runs yet.
+
+    Args:
+        work: has run before, so that the libraries that it calls are ready. It must not wait for the GPU.
+        stream: to capture on.
+        pool: `torch.cuda.graph_pool_handle()` of graphs that may use the same memory for what only lives within them.
+
+    Raises:
+        RuntimeError: the work cannot be captured, or memory ran out.
+    """
+    graph = torch.cuda.CUDAGraph()
+    # Other threads may go on allocating meanwhile.
+    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+        work()
+    return graph

@@ -12,8 +12,9 @@ from featinv_fast.backends.base import Backend, Request, Session
 from featinv_fast.backends.onnxruntime_ import OnnxruntimeBackend
 from featinv_fast.backends.onnxruntime_providers import Variant
 from featinv_fast.backends.tensorrt_ import TensorrtBackend
-from featinv_fast.backends.torch_ import TorchBackend
+from featinv_fast.backends.torch_ import OFF, TorchBackend
 from featinv_fast.errors import ArgumentError, BackendUnavailableError
+from featinv_fast.rewrites.fused_ops import AUTO
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +44,17 @@ def resolve_device(device: str) -> torch.device:
 
 
 def reasons_against(request: Request) -> dict[str, list[str]]:
-    """For each backend, why it cannot serve `request`; empty lists where it can."""
-    return {name: backend.not_supported_reasons(request) for name, backend in BACKENDS.items()}
+    """For each backend, why it cannot serve `request`; empty lists where it can.
+
+    Raises:
+        ArgumentError: the request names kernels that there are not.
+    """
+    # Only torch's layers call them: with another backend, naming them would come to nothing.
+    named = [] if request.kernels in (AUTO, OFF) else [f"it calls no kernels by name, asked for {request.kernels}"]
+    return {
+        name: [*([] if name == TorchBackend.name else named), *backend.not_supported_reasons(request)]
+        for name, backend in BACKENDS.items()
+    }
 
 
 def preferred(device: torch.device, reasons: Mapping[str, Sequence[str]]) -> str | None:

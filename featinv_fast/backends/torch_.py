@@ -1,9 +1,14 @@
-"""The torch backend: the rewritten networks in eager mode, on any device that torch has."""
+"""The torch backend: the rewritten networks in eager mode, on any device that torch has.
+
+On an NVIDIA GPU the layers call fused operations and keep the channels last (`rewrites/fused_ops.py`). Written for
+that and checked on a CPU; not yet run on a GPU.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -12,9 +17,13 @@ from torch import Tensor
 
 from featinv_fast.backends.base import Request, Session
 from featinv_fast.config import ModelConfig, Precision
-from featinv_fast.rewrites.engine_model import EngineModel, storage_dtypes
+from featinv_fast.rewrites.engine_model import DTYPES, EngineModel, storage_dtypes
+from featinv_fast.rewrites.fused_ops import AUTO, fuse_ops, layer_providers, provider_problems
 
 WEIGHT_FILE = "weights.safetensors"
+OFF = "off"
+
+logger = logging.getLogger(__name__)
 
 
 class TorchSession(Session):
@@ -28,6 +37,10 @@ class TorchSession(Session):
         precision: of the arithmetic; the weights are cast where they are stored otherwise.
         kept_fp32: tensors that stay in fp32 in any precision.
         threads: CPU threads of one operation.
+        kernels: what the layers call; see `Request.kernels`.
+
+    Raises:
+        ArgumentError: `kernels` names what there is not.
     """
 
     backend = "torch"
@@ -41,14 +54,19 @@ class TorchSession(Session):
         precision: Precision,
         kept_fp32: tuple[str, ...] = (),
         threads: int | None = None,
+        kernels: str | Mapping[str, str] = AUTO,
     ) -> None:
         self.device = device
         self.precision = precision
         self.threads = threads
+        self.providers = providers_on(device, kernels)
         model = EngineModel.empty(config)
         dtypes = storage_dtypes(model, precision, kept_fp32)
         tensors = load_file(weights, device=str(device))
         model.load_state_dict({name: tensor.to(dtypes[name]) for name, tensor in tensors.items()}, assign=True)
+        if self.providers:
+            fused = fuse_ops(model, self.providers)
+            logger.info("layers that call fused operations: %s", fused)
         self.graphs = model.eval().requires_grad_(False).graphs()
 
     def run(self, graph: str, *inputs: Tensor) -> Tensor:
@@ -56,6 +74,10 @@ class TorchSession(Session):
         with limited_threads(self.threads), torch.inference_mode():
             output: Tensor = self.graphs[graph](*inputs)
         return output
+
+    def capture_problems(self) -> list[str]:
+        """Why there can be no CUDA graph; see `Session.capture_problems`."""
+        return [] if self.device.type == "cuda" else [f"CUDA graphs are for NVIDIA GPUs, not for {self.device}"]
 
 
 @contextlib.contextmanager
@@ -82,8 +104,10 @@ class TorchBackend:
         return device_problems(device)
 
     def not_supported_reasons(self, request: Request) -> list[str]:
-        """Why torch cannot run on the requested device."""
-        return self.problems_here(request.device)
+        """Why torch cannot run on the requested device, or not with the kernels that were asked for."""
+        precision = request.precision or request.engine.manifest.precision
+        providers = providers_on(request.device, request.kernels)
+        return [*self.problems_here(request.device), *provider_problems(providers, request.device, DTYPES[precision])]
 
     def load(self, request: Request) -> TorchSession:
         """Load the engine's weights into the rewritten networks."""
@@ -95,7 +119,19 @@ class TorchBackend:
             precision=request.precision or manifest.precision,
             kept_fp32=manifest.kept_fp32,
             threads=request.threads,
+            kernels=request.kernels,
         )
+
+
+def providers_on(device: torch.device, kernels: str | Mapping[str, str]) -> dict[str, str]:
+    """The providers of the fused operations for `Request.kernels`; empty where the layers stay plain.
+
+    Raises:
+        ArgumentError: there is no such operation or provider.
+    """
+    if kernels == OFF or (kernels == AUTO and device.type != "cuda"):
+        return {}
+    return layer_providers(kernels)
 
 
 def device_problems(device: torch.device) -> list[str]:

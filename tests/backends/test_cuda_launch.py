@@ -26,8 +26,8 @@ def cuda(monkeypatch):
     record.refuse = None
 
     @contextlib.contextmanager
-    def capture(graph, *, stream, capture_error_mode):
-        assert (graph, stream, capture_error_mode) == (record.graph, own, "thread_local")
+    def capture(graph, *, pool, stream, capture_error_mode):
+        assert (graph, pool, stream, capture_error_mode) == (record.graph, None, own, "thread_local")
         record.begin()
         yield
         record.end()

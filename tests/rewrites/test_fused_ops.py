@@ -1,0 +1,207 @@
+"""Networks whose layers call fused operations against the same networks without them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from featinv_fast.errors import ArgumentError
+from featinv_fast.rewrites.engine_model import EngineModel
+from featinv_fast.rewrites.fused_ops import (
+    LAYER_OPS,
+    FusedGroupNorm,
+    fuse_ops,
+    layer_providers,
+    plain_upsample,
+    provider_problems,
+)
+from featinv_fast.rewrites.upsample_products import UpsampleProducts
+from featinv_kernels import OPS
+
+EXACT = 1e-10
+# A change of summation order moves the golden outputs by 2e-6.
+FP32 = 5e-6
+BATCH = 3
+
+
+def fused(model, prompts, kernels="reference") -> EngineModel:
+    """An engine's networks with fused operations; `model` keeps its own layers."""
+    network = copy.deepcopy(EngineModel(model, prompts)).eval()
+    fuse_ops(network, layer_providers(kernels))
+    return network
+
+
+def calls_of(model, prompts, dtype):
+    """Inputs of every graph, by its name; odd where sizes are free."""
+    config = model.config
+    generator = torch.Generator().manual_seed(5)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=dtype)
+
+    size = config.latent_size
+    (row,) = EngineModel(model, prompts).graphs()["time_embedding"](torch.tensor([481.0], dtype=dtype))
+    latents, condition = random(BATCH, 4, size, size), random(BATCH, config.channels, size, size)
+    scales = 0.5 + 0.5 * torch.rand(2, config.control_count, generator=generator, dtype=dtype)
+    return {
+        "condition_encoder": (random(BATCH, config.feature_channels, 5, 7),),
+        "denoiser": (latents, condition, row, torch.tensor(1.75, dtype=dtype), scales),
+        "denoiser_unguided": (latents, condition, row, scales[:1]),
+        "decoder": (latents,),
+    }
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_config, make_model):
+    """The tiny model in float64 and its prompts."""
+    model = make_model(tiny_config, dtype=torch.float64)
+    prompts = torch.randn(2, tiny_config.context_tokens, tiny_config.context_channels, dtype=torch.float64)
+    return model, prompts
+
+
+@pytest.mark.parametrize("kernels", ["reference", "torch", "auto"])
+def test_exact_in_float64(tiny, relative_norm, kernels):
+    model, prompts = tiny
+    plain, graphs = EngineModel(model, prompts).graphs(), fused(model, prompts, kernels).graphs()
+    for name, inputs in calls_of(model, prompts, torch.float64).items():
+        assert relative_norm(graphs[name](*inputs), plain[name](*inputs)) <= EXACT, name
+
+
+def test_on_the_golden_checkpoint(golden, golden_model, relative_norm):
+    """Against the official code, one guided step and the decoder in fp32."""
+    graphs = fused(golden_model, golden.prompts).graphs()
+    condition = graphs["condition_encoder"](golden.inputs["in.features"])
+    assert relative_norm(condition, golden.expected["condition.nchw"]) <= FP32
+    (row,) = graphs["time_embedding"](torch.tensor([481.0]))
+    scales = torch.ones(2, golden.config.control_count)
+    eps = graphs["denoiser"](golden.inputs["in.latent"], condition, row, torch.tensor(1.75), scales)
+    cond, uncond = golden.expected["eps.t481.cond"], golden.expected["eps.t481.uncond"]
+    assert relative_norm(eps, uncond + 1.75 * (cond - uncond)) <= FP32
+    assert relative_norm(graphs["decoder"](golden.inputs["in.decode"]), golden.expected["decode.image"]) <= FP32
+
+
+def test_every_layer_that_has_an_operation_calls_it(tiny):
+    model, prompts = tiny
+    network = copy.deepcopy(EngineModel(model, prompts))
+    before = [type(module).__name__ for module in network.modules()]
+    counts = fuse_ops(network, layer_providers("reference"))
+    for kind, op in (
+        ("GroupNorm", "group_norm_silu"),
+        ("LayerNorm", "layer_norm"),
+        ("FeedForward", "geglu"),
+        ("UpsampleProducts", "upsample_conv"),
+        ("ConditionEncoder", "resize_conv"),
+        ("Fork", "fork"),
+    ):
+        assert counts[op] == before.count(kind) > 0, kind
+    assert counts["attention"] == before.count("SelfAttention") + before.count("CrossAttention")
+    assert set(counts) == {*LAYER_OPS, "layer_norm", "fork", "convolution"}
+    assert fuse_ops(network, layer_providers("reference")) == {}  # a second time there is nothing left to do
+
+
+def test_the_graphs_go_on_sharing_their_weights(tiny):
+    graphs = fused(*tiny).graphs()
+    guided, unguided = (dict(graphs[name].named_parameters()) for name in ("denoiser", "denoiser_unguided"))
+    assert guided.keys() == unguided.keys()
+    assert all(parameter is unguided[name] for name, parameter in guided.items())
+
+
+def last(x: torch.Tensor) -> bool:
+    """Whether a map lies in memory with its channels last, and not by chance."""
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("graph", ["denoiser", "denoiser_unguided", "decoder", "condition_encoder"])
+def test_maps_keep_their_channels_last(tiny_config, make_model, graph):
+    """What a convolution or a norm is given needs no copy: nothing brings the channels to the front on the way."""
+    model = make_model(tiny_config)
+    prompts = torch.randn(2, tiny_config.context_tokens, tiny_config.context_channels)
+    network = fused(model, prompts).graphs()[graph]
+    first, strays = [], []
+
+    def look(name):
+        def hook(module, inputs):
+            first.append(name)
+            if not last(inputs[0]):
+                strays.append(name)
+
+        return hook
+
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d | FusedGroupNorm):
+            module.register_forward_pre_hook(look(name))
+        if isinstance(module, nn.Conv2d):
+            assert last(module.weight), name
+    output = network(*calls_of(model, prompts, torch.float32)[graph])
+    assert last(output)
+    # Latents come as they are: the first convolution of each network brings them into the layout of its weights.
+    entries = {"decoder": {"decoder.post_quant_conv", "decoder.conv_in"}, "condition_encoder": set()}
+    networks = {f"denoiser.{part}.encoder.conv_in" for part in ("unet", "controlnet")}
+    assert set(strays) <= entries.get(graph, networks)
+    assert len(first) > len(strays) + 2
+
+
+def test_an_upsample_comes_back_from_its_products(tiny, tiny_config, make_model, relative_norm):
+    plain = make_model(tiny_config, dtype=torch.float64).denoiser.unet.decoder.levels[0].upsample
+    weight = plain.conv.weight.clone()
+    back = plain_upsample(UpsampleProducts(plain.conv))
+    assert relative_norm(back.conv.weight, weight) <= EXACT
+    assert back.conv.bias is plain.conv.bias
+
+
+def test_heads_beyond_the_kernels_stay_torchs(tiny_config, make_model, monkeypatch):
+    monkeypatch.setattr("featinv_fast.rewrites.fused_ops.LARGEST_HEAD", 1)
+    network = EngineModel(make_model(tiny_config), torch.randn(2, 5, tiny_config.context_channels))
+    assert "attention" not in fuse_ops(network, layer_providers("reference"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_as_accurate_as_plain_layers(tiny_config, make_model, relative_norm, dtype):
+    truth_model = make_model(tiny_config, dtype=torch.float64)
+    prompts = torch.randn(2, tiny_config.context_tokens, tiny_config.context_channels, dtype=torch.float64)
+    half, half_prompts = copy.deepcopy(truth_model).to(dtype), prompts.to(dtype)
+    truth, plain = EngineModel(truth_model, prompts).graphs(), EngineModel(half, half_prompts).graphs()
+    graphs = fused(half, half_prompts).graphs()
+    for name, inputs in calls_of(truth_model, prompts, torch.float64).items():
+        expected, given = truth[name](*inputs), [x.float() for x in inputs]
+        usual = relative_norm(plain[name](*given), expected)
+        assert relative_norm(graphs[name](*given), expected) <= 2 * usual + torch.finfo(dtype).eps, name
+
+
+def test_weights_that_stay_in_fp32_are_used_as_they_are(tiny_config, make_model):
+    """An engine keeps in fp32 what does not fit fp16: a value beyond 65504 must not become infinite on the way."""
+    model = make_model(tiny_config).half()
+    prompts = torch.randn(2, tiny_config.context_tokens, tiny_config.context_channels).half()
+    network = fused(model, prompts)
+    for module in network.modules():
+        if isinstance(module, FusedGroupNorm | nn.LayerNorm | nn.Conv2d) or type(module).__name__ == "FusedUpsample":
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                setattr(module, name, nn.Parameter(parameter.float(), requires_grad=False))
+    graphs = network.graphs()
+    for name, inputs in calls_of(make_model(tiny_config), prompts.float(), torch.float32).items():
+        assert graphs[name](*inputs).isfinite().all(), name
+
+
+def test_providers_by_name():
+    assert layer_providers("auto") == dict.fromkeys(LAYER_OPS, "auto")
+    assert layer_providers({"attention": "xformers"}) == {**dict.fromkeys(LAYER_OPS, "auto"), "attention": "xformers"}
+    with pytest.raises(ArgumentError, match="no such operation") as caught:
+        layer_providers({"sampler_step": "triton"})
+    assert caught.value.expected == list(LAYER_OPS)
+    with pytest.raises(ArgumentError, match="geglu has no provider") as caught:
+        layer_providers({"geglu": "xformers"})
+    assert caught.value.expected == ["auto", *(p.name for p in OPS["geglu"].providers)]
+    assert "doctor" in caught.value.remedy
+
+
+def test_a_provider_that_is_named_says_why_it_cannot_serve(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    cpu = torch.device("cpu")
+    assert provider_problems(layer_providers("auto"), cpu, torch.float16) == []
+    assert provider_problems(layer_providers("reference"), cpu, torch.float16) == []
+    problems = provider_problems(layer_providers({"geglu": "triton"}), cpu, torch.float16)
+    assert problems[0].startswith("geglu by triton: ")
+    assert any("it needs CUDA tensors" in problem for problem in problems)
