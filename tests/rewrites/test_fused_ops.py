@@ -141,7 +141,7 @@ def test_maps_keep_their_channels_last(tiny_config, make_model, graph):
     entries = {"decoder": {"decoder.post_quant_conv", "decoder.conv_in"}, "condition_encoder": set()}
     networks = {f"denoiser.{part}.encoder.conv_in" for part in ("unet", "controlnet")}
     assert set(strays) <= entries.get(graph, networks)
-    assert len(first) > len(strays) + 2
+    assert len(first) >= len(strays) + 2
 
 
 def test_an_upsample_comes_back_from_its_products(tiny, tiny_config, make_model, relative_norm):
