@@ -60,6 +60,32 @@ def featinv_from_base(base: BaseModel, config: ModelConfig, *, seed: int) -> Fea
     return model
 
 
+def learn_on(model: FeatInv, started: Checkpoint) -> None:
+    """Give a model what another training of it has learned: the ControlNet and the condition encoder.
+
+    Raises:
+        ConfigError: the checkpoint has another architecture, or another base.
+    """
+    expected = model.state_dict()
+    given = {name: tensor.float() for name, tensor in started.tensors.items()}
+    differing = [
+        name
+        for name in sorted(expected.keys() | given.keys())
+        if name not in expected or name not in given or expected[name].shape != given[name].shape
+    ]
+    if not differing:
+        frozen = [name for name in expected if name.startswith((UNET, AUTOENCODER))]
+        differing = [name for name in frozen if not torch.equal(expected[name], given[name])]
+    if differing:
+        raise ConfigError(
+            "the training cannot start from this checkpoint",
+            given=f"{started.path}, {differing[0]} and {len(differing) - 1} more tensors differ",
+            expected="a FeatInv model of the same architecture, on the same base",
+            remedy="correct the recipe's start, base or condition_hidden_channels",
+        )
+    model.load_state_dict(given)
+
+
 def plain_model(checkpoint: Checkpoint) -> FeatInv:
     """A checkpoint as plain networks in fp32, frozen."""
     with torch.device("meta"):

@@ -171,6 +171,8 @@ def _controlnet(recipe: ControlNetRecipe, place: Place) -> None:
         context_tokens=prompts["cond"].shape[1],
     )
     model = assembly.featinv_from_base(base, config, seed=recipe.training.seed)
+    if recipe.start is not None:
+        assembly.learn_on(model, load(place.root / recipe.start))
     inputs = _inputs(recipe, place, data, model.autoencoder, config, extractor)
     objective = ControlNetObjective(model, inputs, prompts, recipe, _perceptual(recipe, place, data, model.autoencoder))
     _fit(objective, recipe, place)

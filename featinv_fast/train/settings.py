@@ -294,6 +294,8 @@ class ControlNetRecipe(Recipe):
     Attributes:
         base: a Stable-Diffusion-1.x checkpoint (official or diffusers layout), or what the base recipe made.
         backbone: the vision model.
+        start: a FeatInv checkpoint on the same base whose ControlNet and condition encoder learn on; None starts from
+            the base.
         latent_size: edge of the latents: 32 for images of 256 pixels; None is what the base says.
         condition_hidden_channels: width of the condition encoder.
         drop_features: how often features and prompt are dropped, both together: zeros and the empty prompt.
@@ -309,6 +311,7 @@ class ControlNetRecipe(Recipe):
 
     base: str
     backbone: BackboneConfig
+    start: str | None = None
     latent_size: int | None = None
     condition_hidden_channels: int = 512
     drop_features: float = 0.15

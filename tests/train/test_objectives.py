@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -11,8 +12,8 @@ from PIL import Image
 from torch import nn
 
 from featinv_fast import samplers
-from featinv_fast.checkpoints import load_base, save_base
-from featinv_fast.config import FeatureLayout, FeatureSpec
+from featinv_fast.checkpoints import Checkpoint, load_base, save_base
+from featinv_fast.config import FeatureLayout, FeatureSpec, SamplingConfig
 from featinv_fast.errors import ConfigError
 from featinv_fast.features import Backbone, normalise
 from featinv_fast.models import FeatInv
@@ -121,6 +122,41 @@ def test_a_new_controlnet_changes_nothing(base, tiny_config, batch, prompts):
     again, other = (assembly.featinv_from_base(base, tiny_config, seed=seed) for seed in (0, 1))
     assert torch.equal(model.condition_encoder.conv_in.weight, again.condition_encoder.conv_in.weight)
     assert not torch.equal(model.condition_encoder.conv_in.weight, other.condition_encoder.conv_in.weight)
+
+
+def test_a_training_goes_on_from_a_checkpoint_on_the_same_base(base, tiny_config, prompts, tmp_path):
+    def checkpoint(model):
+        return Checkpoint(
+            config=tiny_config,
+            tensors=model.state_dict(),
+            prompts=prompts,
+            text_encoder={},
+            features=FeatureSpec(channels=tiny_config.feature_channels),
+            sampling=SamplingConfig(),
+            metadata={},
+            adaptations=(),
+            layout="featinv",
+            path=tmp_path / "started.safetensors",
+        )
+
+    model, started = (assembly.featinv_from_base(base, tiny_config, seed=0) for _ in range(2))
+    with torch.no_grad():
+        for parameter in started.parameters():
+            if parameter.requires_grad:
+                parameter.add_(1.0)
+    assembly.learn_on(model, checkpoint(started))
+    for (name, mine), theirs in zip(model.named_parameters(), started.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+        assert mine.requires_grad == name.startswith(("condition_encoder.", "denoiser.controlnet."))
+        assert mine.data_ptr() != theirs.data_ptr() or not mine.requires_grad
+    started = copy.deepcopy(started)  # the frozen parts of both share their memory
+    with torch.no_grad():
+        started.denoiser.unet.conv_out.bias.add_(1.0)
+    with pytest.raises(ConfigError, match="conv_out"):
+        assembly.learn_on(model, checkpoint(started))
+    wider = dataclasses.replace(tiny_config, condition_hidden_channels=tiny_config.condition_hidden_channels + 8)
+    with pytest.raises(ConfigError, match="condition_encoder"):
+        assembly.learn_on(assembly.featinv_from_base(base, wider, seed=0), checkpoint(started))
 
 
 def test_prompts_come_from_the_base(base, prompts):

@@ -45,6 +45,7 @@ PLAN = {
     ],
     "base": [*SMALL, "training.steps=200", "training.ema_decay=0.95", "model.latent_size=8"],
     "controlnet": [*SMALL, *SEEN, "training.steps=600", "training.ema_decay=0.98", "training.learning_rate=3e-3"],
+    "refined": [*SMALL, *SEEN, "training.steps=20"],
     "consistency": [*SMALL, *SEEN, "training.steps=150", "training.learning_rate=3e-4"],
     "trajectory": [*SMALL, *SEEN, "training.steps=100", "training.learning_rate=5e-4"],
 }
@@ -164,7 +165,7 @@ def test_the_checkpoint_says_where_it_comes_from(root):
 
 
 def test_what_is_frozen_stays(root):
-    base, whole, student = (load_file(root / f"{name}.safetensors") for name in ("base", "controlnet", "consistency"))
+    base, whole, student = (load_file(root / f"{name}.safetensors") for name in ("base", "refined", "consistency"))
     for name, tensor in base.items():
         assert torch.equal(whole[name], tensor), name
     changed = [name for name in whole if not torch.equal(whole[name], student[name])]
@@ -227,7 +228,7 @@ def test_fewer_weights_may_learn(root, learns, runtime, see, scenes):
     path = tiny(
         "trajectory", root, *FEW, f"learns={learns}", f"folder=runs/{learns}_learns", f"out={learns}_learns.safetensors"
     )
-    teacher, student = load_file(root / "controlnet.safetensors"), load_file(path)
+    teacher, student = load_file(root / "refined.safetensors"), load_file(path)
     assert teacher.keys() == student.keys()
     unet = [n for n in teacher if n.startswith("denoiser.unet.") and not torch.equal(teacher[n], student[n])]
     assert bool(unet) == (learns == "lora")

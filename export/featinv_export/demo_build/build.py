@@ -62,7 +62,7 @@ def export_engines(options: BuildOptions) -> None:
     ONNX graphs come with the student alone, where asked for: the teacher's would not fit into the package.
     """
     engines = {
-        "teacher": ("controlnet", "demo teacher"),
+        "teacher": ("refined", "demo teacher"),
         options.student: (options.student, f"demo {options.student} student"),
         "pooled": ("pooled", "demo pooled teacher"),
         "stage1": ("stage1", "demo stage-1 teacher"),

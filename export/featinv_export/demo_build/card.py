@@ -63,7 +63,8 @@ original with the one before it. Times are those of the machine that built it{ma
 
 ### Spatial features against pooled ones
 
-Both engines make 50 steps, both are judged by the final map. The pooled one was given one vector for the whole image.
+Both engines make 50 steps, both are judged by the final map. The pooled one was given one vector for the whole image;
+it and the one of stage 1 were trained for fewer steps and without `refined.toml`.
 
 {baselines}
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from featinv_fast.train import Recipe
 
 # In the order in which they need one another; a build makes one of the students.
-RECIPES = ("backbone", "autoencoder", "base", "controlnet", "consistency", "trajectory", "pooled", "stage1")
+RECIPES = ("backbone", "autoencoder", "base", "controlnet", "refined", "consistency", "trajectory", "pooled", "stage1")
 STUDENTS = ("consistency", "trajectory")
 
 # Files of the built-in engine that people look at.
