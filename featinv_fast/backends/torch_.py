@@ -18,6 +18,7 @@ from torch import Tensor
 from featinv_fast.backends.base import Request, Session
 from featinv_fast.config import ModelConfig, Precision
 from featinv_fast.rewrites.engine_model import DTYPES, EngineModel, storage_dtypes
+from featinv_fast.rewrites.folded_biases import fold_biases
 from featinv_fast.rewrites.fused_ops import AUTO, fuse_ops, layer_providers, provider_problems
 
 WEIGHT_FILE = "weights.safetensors"
@@ -65,8 +66,8 @@ class TorchSession(Session):
         tensors = load_file(weights, device=str(device))
         model.load_state_dict({name: tensor.to(dtypes[name]) for name, tensor in tensors.items()}, assign=True)
         if self.providers:
-            fused = fuse_ops(model, self.providers)
-            logger.info("layers that call fused operations: %s", fused)
+            moved, fused = fold_biases(model), fuse_ops(model, self.providers)
+            logger.info("%d biases moved; layers that call fused operations: %s", moved, fused)
         self.graphs = model.eval().requires_grad_(False).graphs()
 
     def run(self, graph: str, *inputs: Tensor) -> Tensor:

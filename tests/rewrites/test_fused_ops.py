@@ -9,15 +9,11 @@ import torch
 from torch import nn
 
 from featinv_fast.errors import ArgumentError
+from featinv_fast.models.layers import ResidualBlock
 from featinv_fast.rewrites.engine_model import EngineModel
-from featinv_fast.rewrites.fused_ops import (
-    LAYER_OPS,
-    FusedGroupNorm,
-    fuse_ops,
-    layer_providers,
-    plain_upsample,
-    provider_problems,
-)
+from featinv_fast.rewrites.folded_biases import fold_biases
+from featinv_fast.rewrites.fused_layers import FusedGroupNorm, PointwiseConv, plain_upsample
+from featinv_fast.rewrites.fused_ops import LAYER_OPS, fuse_ops, layer_providers, provider_problems
 from featinv_fast.rewrites.upsample_products import UpsampleProducts
 from featinv_kernels import OPS
 
@@ -54,12 +50,34 @@ def calls_of(model, prompts, dtype):
     }
 
 
+def with_own_row(graphs, inputs, timestep=481.0):
+    """The inputs with the time bias that these graphs make."""
+    (row,) = graphs["time_embedding"](torch.tensor([timestep], dtype=inputs[0].dtype))
+    return tuple(row if x.ndim == 1 else x for x in inputs)
+
+
 @pytest.fixture(scope="module")
 def tiny(tiny_config, make_model):
     """The tiny model in float64 and its prompts."""
     model = make_model(tiny_config, dtype=torch.float64)
     prompts = torch.randn(2, tiny_config.context_tokens, tiny_config.context_channels, dtype=torch.float64)
     return model, prompts
+
+
+def test_biases_are_moved_exactly(tiny, relative_norm):
+    model, prompts = tiny
+    network = copy.deepcopy(EngineModel(model, prompts))
+    blocks = [block for block in network.modules() if isinstance(block, ResidualBlock)]
+    skips = sum(isinstance(block.skip, nn.Conv2d) for block in blocks)
+    assert fold_biases(network) == len(blocks) + skips > len(blocks) > 0
+    assert all(block.conv_in.bias is None for block in blocks)
+    assert fold_biases(network) == 0
+    plain, graphs = EngineModel(model, prompts).graphs(), network.graphs()
+    fuse_ops(network, layer_providers("torch"))
+    for name, inputs in calls_of(model, prompts, torch.float64).items():
+        expected = plain[name](*inputs)
+        for folded in (graphs, network.graphs()):  # alone, and with fused operations
+            assert relative_norm(folded[name](*with_own_row(folded, inputs)), expected) <= EXACT, name
 
 
 @pytest.mark.parametrize("kernels", ["reference", "torch", "auto"])
@@ -98,7 +116,9 @@ def test_every_layer_that_has_an_operation_calls_it(tiny):
     ):
         assert counts[op] == before.count(kind) > 0, kind
     assert counts["attention"] == before.count("SelfAttention") + before.count("CrossAttention")
-    assert set(counts) == {*LAYER_OPS, "layer_norm", "fork", "convolution"}
+    assert set(counts) == {*LAYER_OPS, "layer_norm", "fork", "convolution", "pointwise"}
+    assert {type(m).__name__ for m in network.modules()} >= {"PointwiseConv"}
+    assert not [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
     assert fuse_ops(network, layer_providers("reference")) == {}  # a second time there is nothing left to do
 
 
@@ -131,7 +151,7 @@ def test_maps_keep_their_channels_last(tiny_config, make_model, graph):
         return hook
 
     for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d | FusedGroupNorm):
+        if isinstance(module, nn.Conv2d | FusedGroupNorm | PointwiseConv):
             module.register_forward_pre_hook(look(name))
         if isinstance(module, nn.Conv2d):
             assert last(module.weight), name
