@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from featinv_fast.backends import Session
 from featinv_fast.errors import FeatInvError, NonFiniteFeatureError
 from featinv_fast.features import non_finite_items
+from featinv_fast.graph_loop import Loop
 from featinv_fast.inversion import Inversion, OutputType, RunFlags, convert_images
-from featinv_fast.sampling import Plan, sample, start_noise
+from featinv_fast.sampling import Plan, start_noise
 
 
 @dataclasses.dataclass
@@ -56,7 +57,7 @@ class Job:
 
     def compute(
         self,
-        session: Session,
+        loop: Loop,
         plan: Plan,
         rows: Sequence[int],
         advance: Callable[[int], object],
@@ -66,7 +67,7 @@ class Job:
         """Compute `rows` in one batch and keep what is finite.
 
         Args:
-            session: the engine.
+            loop: of the session that computes.
             plan: the run's constants.
             rows: which rows.
             advance: is told after each step how many rows made it.
@@ -75,17 +76,19 @@ class Job:
         Returns:
             The rows that overflowed. They are left pending.
         """
+        session = loop.session
         items = sorted({row // self.samples for row in rows})
         place = {item: index for index, item in enumerate(items)}
         condition = session.run("condition_encoder", self.maps[items].to(session.device))
         condition = condition[[place[row // self.samples] for row in rows]]  # [B, channels, h, w]
         generators = [torch.Generator().manual_seed(self.seeds[row]) for row in rows]
         noise = start_noise(generators, self.latent_shape) if self.start is None else self.start[list(rows)]
-        latents = sample(session, plan, condition, noise.to(session.device), generators, lambda: advance(len(rows)))
+        decode = self.output_type is not OutputType.LATENT
+        start = noise.to(session.device)
+        latents, decoded = loop(plan, condition, start, generators, lambda: advance(len(rows)), decode=decode)
         finite = torch.isfinite(latents).flatten(1).all(dim=1)
         images: Any = [None] * len(rows)
-        if self.output_type is not OutputType.LATENT:
-            decoded = session.run("decoder", latents)
+        if decoded is not None:
             finite &= torch.isfinite(decoded).flatten(1).all(dim=1)
             images = convert_images(decoded, self.output_type)
         if again:
@@ -143,3 +146,12 @@ def non_finite_errors(maps: Tensor) -> dict[int, NonFiniteFeatureError]:
         )
         for item in non_finite_items(maps)
     }
+
+
+@contextlib.contextmanager
+def progress_bar(total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A function that advances a bar on stderr by a number of denoising steps."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc="inverting", unit="step", disable=not shown) as bar:
+        yield bar.update

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,8 +17,9 @@ from featinv_fast.config import FeatureLayout, Precision, to_dict
 from featinv_fast.engine import EngineFolder, open_engine
 from featinv_fast.errors import NumericalError, OutOfMemoryError
 from featinv_fast.features import FeatureStatisticsWarning, check_statistics, normalise
+from featinv_fast.graph_loop import CudaGraphs, GraphLoop, Loop
 from featinv_fast.inversion import Inversion, InversionInterrupted, OutputType, RunFlags, convert_images
-from featinv_fast.job import Job, non_finite_errors
+from featinv_fast.job import Job, non_finite_errors, progress_bar
 from featinv_fast.sampling import make_plan
 
 PRECISIONS = ("auto", *Precision)
@@ -38,8 +38,15 @@ class Runtime:
         precision: "fp32", "fp16", "bf16", or "auto" for the engine's own.
         threads: CPU threads of one operation; `None` leaves the choice to the backend's library.
         trust_engine: run native code of the engine (TensorRT plans, AOTInductor packages) that was not built here.
+        kernels: what the layers of the torch backend call. "auto": fused operations on an NVIDIA GPU, plain layers on a
+            CPU; "off": plain layers; the name of a provider, as "triton", or of one for each operation: fused
+            operations by that provider and no other.
+        cuda_graphs: how the loop is launched on an NVIDIA GPU by the torch backend. "step": one CUDA graph for a step
+            and one for the decoder; "loop": one for all steps and the decoder, during which Ctrl-C has to wait; "off":
+            every operation on its own; "auto": as "step", or as "off" where that cannot be, which `info` explains.
 
     Raises:
+        ArgumentError: no such device, precision, kernels or use of graphs.
         EngineNotFoundError, EngineIntegrityError, EngineFormatError: the engine cannot be opened.
         BackendUnavailableError: no backend, or not the one that was asked for, can run it here.
         OutOfMemoryError: the engine does not fit into memory.
@@ -54,6 +61,8 @@ class Runtime:
         precision: str = "auto",
         threads: int | None = None,
         trust_engine: bool = False,
+        kernels: str | Mapping[str, str] = "auto",
+        cuda_graphs: str = "auto",
     ) -> None:
         if engine is None:
             from featinv_fast.demo.builtin import load_engine
@@ -66,8 +75,11 @@ class Runtime:
             precision=None if precision == "auto" else arguments.choice("precision", precision, PRECISIONS),
             threads=None if threads is None else arguments.count("threads", threads),
             trust_engine=trust_engine,
+            kernels=kernels,
         )
+        self._cuda_graphs = CudaGraphs(arguments.choice("cuda_graphs", cuda_graphs, CudaGraphs))
         self._executor = Executor(self._request, backend)
+        self._loop = GraphLoop(self._executor.session, self._cuda_graphs, self.engine.manifest.max_batch)
 
     @property
     def info(self) -> dict[str, Any]:
@@ -83,6 +95,8 @@ class Runtime:
             "sampling": to_dict(manifest.sampling),
             "image_size": manifest.model.image_size,
             "max_batch": self._executor.fitting_batch,
+            "kernels": dict(session.providers),
+            "cuda_graphs": self._loop.info(),
             "adaptations": list(manifest.adaptations),
             "reasons_against": reasons_against(self._request),
         }
@@ -180,10 +194,11 @@ class Runtime:
                 unconditional_strength=unconditional_strength,
             )
             again = session is not self._executor.session
-            return lambda rows: job.compute(session, plan, rows, advance, again=again)
+            loop = self._loop if session is self._loop.session else Loop(session)
+            return lambda rows: job.compute(loop, plan, rows, advance, again=again)
 
         stopped: BaseException | None = None
-        with self._executor.lock, _progress_bar(len(job.pending) * len(table), shown=progress) as advance:
+        with self._executor.lock, progress_bar(len(job.pending) * len(table), shown=progress) as advance:
             try:
                 job.errors |= self._executor.compute(job.pending, size, begin)
             except (KeyboardInterrupt, OutOfMemoryError) as exception:
@@ -257,7 +272,8 @@ class Runtime:
             self.invert(
                 torch.zeros(arguments.count("batch_size", batch_size), spec.channels, *edges),
                 layout=FeatureLayout.NCHW,
-                steps=1,
+                # A graph of the whole loop serves this number of steps and no other.
+                steps=None if self._cuda_graphs is CudaGraphs.LOOP else 1,
                 guidance_scale=guidance_scale,
                 batch_size=batch_size,
             )
@@ -283,12 +299,3 @@ class Runtime:
         for error in errors.values():
             raise error
         return output
-
-
-@contextlib.contextmanager
-def _progress_bar(total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A function that advances a bar on stderr by a number of denoising steps."""
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc="inverting", unit="step", disable=not shown) as bar:
-        yield bar.update

@@ -24,12 +24,14 @@ class Plan:
     Attributes:
         table: the sampler's steps.
         time_bias: [S, T], a row for each step.
+        coefficients: [S, 6], of the table.
         control_scales: [2, 13] or, for one branch, [1, 13].
         guidance_scale: [] for two branches; None for one.
     """
 
     table: StepTable
     time_bias: Tensor
+    coefficients: Tensor
     control_scales: Tensor
     guidance_scale: Tensor | None
 
@@ -55,6 +57,7 @@ def make_plan(
     return Plan(
         table=table,
         time_bias=session.run("time_embedding", *step_inputs),
+        coefficients=torch.tensor(table.coefficients, dtype=torch.float32, device=session.device),
         control_scales=control_scales(
             config.control_count,
             branches=branches,
@@ -107,18 +110,29 @@ def sample(
     Returns:
         The final latents [B, 4, h, w].
     """
-    coefficients = torch.tensor(plan.table.coefficients, dtype=torch.float32, device=session.device)  # [S, 6]
     history: Tensor | None = None
     for step in range(len(plan.table)):
-        if plan.guidance_scale is None:
-            eps = session.run("denoiser_unguided", latents, condition, plan.time_bias[step], plan.control_scales)
-        else:
-            eps = session.run(
-                "denoiser", latents, condition, plan.time_bias[step], plan.guidance_scale, plan.control_scales
-            )
         noise = None
         if plan.table.C[step] != 0.0:
             noise = start_noise(generators, latents.shape[1:]).to(session.device)
-        latents, history = sampler_step(latents, eps, coefficients[step], noise, history)
+        latents, history = denoise(session, plan, step, condition, latents, noise, history)
         on_step()
     return latents
+
+
+def denoise(
+    session: Session,
+    plan: Plan,
+    step: int,
+    condition: Tensor,
+    latents: Tensor,
+    noise: Tensor | None,
+    history: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """One step: the next latents and the next history, [B, 4, h, w] each, from those before and fresh noise."""
+    row = plan.time_bias[step]
+    if plan.guidance_scale is None:
+        eps = session.run("denoiser_unguided", latents, condition, row, plan.control_scales)
+    else:
+        eps = session.run("denoiser", latents, condition, row, plan.guidance_scale, plan.control_scales)
+    return sampler_step(latents, eps, plan.coefficients[step], noise, history)

@@ -1,0 +1,277 @@
+"""The loop as CUDA graphs, on a double of torch's graphs that records operations on the CPU and repeats them."""
+
+from __future__ import annotations
+
+import contextlib
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from featinv_fast import InversionInterrupted, Runtime
+from featinv_fast.backends import Session
+from featinv_fast.backends.torch_ import TorchSession
+from featinv_fast.config import Precision
+from featinv_fast.errors import ArgumentError, BackendUnavailableError
+from featinv_fast.graph_loop import CudaGraphs, GraphLoop, bucket
+from featinv_kernels import ProviderUnavailableError
+
+# A padded batch is summed in another order.
+ROUNDING = 1e-4
+RUNS = {
+    "guided": {"sampler": "ddim", "steps": 4, "guidance_scale": 1.75},
+    "one branch, noise, a last step without": {"sampler": "lcm", "steps": 3, "guidance_scale": 1.0},
+    "history": {"sampler": "dpm++2m", "steps": 4, "guidance_scale": 1.75},
+    "noise in every step": {"sampler": "ddim", "steps": 4, "guidance_scale": 1.75, "eta": 1.0},
+}
+
+
+class Recorder(TorchDispatchMode):
+    """Notes every operation with its very tensors."""
+
+    def __init__(self, calls: list) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        self.calls.append((function, args, kwargs or {}, output))
+        return output
+
+
+class DoubleGraph:
+    """Operations on tensors that stay where they are, as a CUDA graph has them."""
+
+    def __init__(self, record: mock.Mock) -> None:
+        self.calls: list = []
+        self.record = record
+
+    def replay(self) -> None:
+        self.record.replay(self)
+        with torch.inference_mode():
+            for function, args, kwargs, output in self.calls:
+                again = function(*args, **kwargs)
+                for old, new in zip(tree_leaves(output), tree_leaves(again), strict=True):
+                    if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                        old.copy_(new)
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """Torch's CUDA functions on the CPU; the mock notes `capture` and `replay`, and raises what `fail` is set to."""
+    record = mock.Mock()
+    record.fail = None
+
+    @contextlib.contextmanager
+    def capture(graph, *, pool, stream, capture_error_mode):
+        assert pool == "pool"
+        assert capture_error_mode == "thread_local"
+        record.capture(graph)
+        with Recorder(graph.calls):
+            yield
+        if record.fail is not None:
+            raise record.fail
+        # Nothing has run yet: what the graph writes is unknown.
+        for function, args, _, _ in graph.calls:
+            if function is torch.ops.aten.copy_.default:
+                args[0].fill_(float("nan"))
+
+    stream = mock.create_autospec(torch.cuda.Stream, instance=True)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "Event", lambda: record.event)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: DoubleGraph(record))
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(TorchSession, "capture_problems", lambda _: [])
+    return record
+
+
+@pytest.fixture(scope="module")
+def engine(make_engine):
+    """Maps [6, 5, 5] in, images of 16 pixels out, 3 steps."""
+    return make_engine(metadata={"feature_shape": "6x5x5", "steps": "3"})
+
+
+@pytest.fixture(scope="module")
+def plain(engine):
+    """The engine operation by operation."""
+    return Runtime(engine, backend="torch", threads=1)
+
+
+@pytest.fixture
+def graphed(cuda, engine):
+    """`graphed(mode)`: the engine with its loop as graphs on the double."""
+    return lambda mode: Runtime(engine, backend="torch", threads=1, cuda_graphs=mode)
+
+
+def close(given, expected) -> bool:
+    """Whether two inversions have the same images and latents but for rounding."""
+    return np.allclose(given.images, expected.images, rtol=0, atol=ROUNDING) and torch.allclose(
+        given.latents, expected.latents, rtol=0, atol=ROUNDING
+    )
+
+
+@pytest.mark.parametrize("mode", ["step", "loop"])
+@pytest.mark.parametrize("run", RUNS)
+def test_the_same_images(graphed, plain, tiny_maps, run, mode):
+    runtime = graphed(mode)
+    options = {**RUNS[run], "output_type": "float", "seed": 3}
+    for rows in (slice(0, 3), slice(2, 7)):  # a bucket of its own, and five items in a bucket of six
+        given = runtime.invert(tiny_maps[rows], batch_size=5, **options)
+        assert not given.errors
+        assert close(given, plain.invert(tiny_maps[rows], batch_size=5, **options))
+
+
+def test_captured_once_and_replayed_with_other_inputs(graphed, cuda, plain, tiny_maps):
+    runtime = graphed("step")
+    assert cuda.capture.call_count == 0  # nothing before it is needed
+    runs = (
+        {"seed": 1, "steps": 4, "guidance_scale": 1.75},
+        {"seed": 8, "steps": 2, "guidance_scale": 3.0, "strength": 0.5},
+        {"seed": 1, "steps": 4, "guidance_scale": 1.75, "guess_mode": True},
+    )
+    for number, options in enumerate(runs):
+        maps = tiny_maps[number : number + 4]
+        cuda.replay.reset_mock()
+        given = runtime.invert(maps, sampler="ddim", output_type="float", **options)
+        assert close(given, plain.invert(maps, sampler="ddim", output_type="float", **options))
+        # One graph is replayed for every step and another one for the decoder: the same ones for all runs.
+        replayed = [call.args[0] for call in cuda.replay.call_args_list]
+        assert len(replayed) == options["steps"] + 1
+        assert len(set(replayed)) == 2
+        assert cuda.capture.call_count == 2
+    captured = [{"batch": 4, "steps": 1, "decoder": False}, {"batch": 4, "steps": 0, "decoder": True}]
+    assert runtime.info["cuda_graphs"] == {"mode": "step", "captured": captured, "reasons": []}
+
+
+def test_another_bucket_branch_or_kind_of_step_is_another_graph(graphed, cuda, tiny_maps):
+    runtime = graphed("auto")
+    expected = 0
+    for count, options, new in (
+        (4, {}, 2),
+        (5, {}, 2),  # a bucket of six
+        (6, {}, 0),
+        (6, {"guidance_scale": 1.0}, 1),  # the decoder's is there
+        (6, {"eta": 1.0}, 1),
+        (6, {"sampler": "dpm++2m"}, 1),
+        (6, {"steps": 5}, 0),
+        (6, {"output_type": "latent"}, 0),
+    ):
+        runtime.invert(tiny_maps[:count], **{"sampler": "ddim", "steps": 2, "guidance_scale": 1.75, **options})
+        expected += new
+        assert cuda.capture.call_count == expected, (count, options)
+
+
+def test_a_whole_loop_is_one_graph(graphed, cuda, plain, tiny_maps):
+    runtime = graphed("loop")
+    for seed in (0, 1):
+        given = runtime.invert(tiny_maps[:2], steps=4, seed=seed, output_type="float")
+        assert close(given, plain.invert(tiny_maps[:2], steps=4, seed=seed, output_type="float"))
+    assert (cuda.capture.call_count, cuda.replay.call_count) == (1, 2)
+    runtime.invert(tiny_maps[:2], steps=3)
+    assert cuda.capture.call_count == 2
+
+
+@pytest.mark.parametrize(("mode", "captures"), [("step", 2), ("loop", 1)])
+def test_a_warm_up_captures_what_the_next_call_needs(graphed, cuda, tiny_maps, mode, captures):
+    runtime = graphed(mode)
+    runtime.warmup(3)
+    assert cuda.capture.call_count == captures
+    runtime.invert(tiny_maps[:3])
+    assert cuda.capture.call_count == captures
+
+
+def test_where_a_capture_fails_auto_goes_on_without_and_says_why(graphed, cuda, plain, tiny_maps, caplog):
+    runtime = graphed("auto")
+    cuda.fail = RuntimeError("operation not permitted when stream is capturing\nmore")
+    options = {**RUNS["noise in every step"], "output_type": "float", "seed": 3}
+    for _ in range(2):
+        given = runtime.invert(tiny_maps[:3], **options)
+        # The very same: no noise was drawn for a loop that then did not run.
+        assert np.array_equal(given.images, plain.invert(tiny_maps[:3], **options).images)
+    assert cuda.capture.call_count == 1  # not tried again
+    assert caplog.text.count("no CUDA graphs") == 1
+    reasons = ["a capture failed: operation not permitted when stream is capturing"]
+    assert runtime.info["cuda_graphs"] == {"mode": "off", "captured": [], "reasons": reasons}
+
+
+@pytest.mark.parametrize("mode", ["step", "loop"])
+def test_where_a_capture_fails_an_explicit_request_fails(graphed, cuda, tiny_maps, mode):
+    runtime = graphed(mode)
+    cuda.fail = RuntimeError("operation not permitted when stream is capturing")
+    for _ in range(2):  # the second time too: nothing else runs in its place
+        with pytest.raises(BackendUnavailableError, match="a capture failed: operation not permitted") as caught:
+            runtime.invert(tiny_maps[:3])
+        assert "cuda_graphs='auto'" in caught.value.remedy
+        assert mode in caught.value.given
+    cuda.fail = None
+    assert runtime.invert(tiny_maps[:3]).ok.all()
+
+
+def test_a8_memory_that_runs_out_in_a_capture_halves_the_batch(graphed, cuda, plain, tiny_maps):
+    runtime = graphed("step")
+    cuda.capture.side_effect = [None, None, torch.OutOfMemoryError("CUDA out of memory"), *[None] * 9]
+    runtime.invert(tiny_maps[:2], steps=2)
+    given = runtime.invert(tiny_maps[:6], steps=2, output_type="float")
+    assert given.flags.batch_size == 3
+    assert close(given, plain.invert(tiny_maps[:6], steps=2, output_type="float"))
+    # The graphs of the first call were given back.
+    assert {graph["batch"] for graph in runtime.info["cuda_graphs"]["captured"]} == {3}
+
+
+def test_a12_ctrl_c_is_heard_after_a_step(graphed, cuda, tiny_maps):
+    runtime = graphed("step")
+    runtime.warmup(2)
+    cuda.replay.reset_mock()
+    cuda.event.synchronize.side_effect = [None, KeyboardInterrupt]
+    with pytest.raises(InversionInterrupted, match="0 of 2"):
+        runtime.invert(tiny_maps[:2], sampler="ddim", steps=10)
+    assert cuda.replay.call_count == 3  # the one that was waited for, and the one that keeps the GPU busy meanwhile
+
+
+def test_an_error_before_the_capture_is_raised_as_it_is(engine, cuda, tiny_maps, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    runtime = Runtime(engine, backend="torch", cuda_graphs="auto", kernels="reference")
+    session = runtime._executor.session
+    for module in session.graphs["decoder"].modules():
+        if hasattr(module, "provider"):
+            module.provider = "triton"
+    with pytest.raises(ProviderUnavailableError, match="it needs CUDA tensors"):
+        runtime.invert(tiny_maps[:2])
+
+
+class Foreign(Session):
+    """A session that is not made of torch's operations."""
+
+    backend, device, precision = "foreign", torch.device("cuda"), Precision.FP16
+
+    def run(self, graph, *inputs):
+        raise NotImplementedError
+
+
+def test_on_a_cpu_and_on_other_backends_there_are_no_graphs(engine, plain):
+    assert plain.info["cuda_graphs"]["mode"] == "off"
+    assert "NVIDIA" in plain.info["cuda_graphs"]["reasons"][0]
+    for mode in ("step", "loop"):
+        with pytest.raises(BackendUnavailableError, match="NVIDIA GPU") as caught:
+            Runtime(engine, backend="torch", cuda_graphs=mode)
+        assert "'off'" in caught.value.remedy
+    with pytest.raises(BackendUnavailableError, match="launches its work itself"):
+        GraphLoop(Foreign(), CudaGraphs.STEP, 8)
+    with pytest.raises(ArgumentError, match="cuda_graphs"):
+        Runtime(engine, cuda_graphs="always")
+    assert Runtime(engine, backend="torch", cuda_graphs="off").info["cuda_graphs"]["reasons"] == []
+
+
+def test_buckets_waste_little():
+    sizes = [bucket(count, 64) for count in range(1, 65)]
+    assert sorted(set(sizes)) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
+    assert all(count <= size <= 1.5 * count for count, size in enumerate(sizes, start=1))
+    assert bucket(7, 7) == 7  # never beyond what fits
+    assert bucket(9, 8) == 9
