@@ -2,10 +2,11 @@
 
     python benchmarks/gpu_suite.py [--dry] [--results FILE] [--markdown FILE] [--seconds N] [--only PART ...]
 
-Correctness of every op and rewrite on the GPU, op times against their roofline, graphs, images end to end, decoders,
-and other loops that do the same work, with random weights made on the spot. Each part runs in a process of its own
-with a time of its own, so that a crash, a hang or a lost device costs that part alone; what is most worth knowing comes
-first. `--dry` runs the same code on a small model on the CPU.
+Correctness of every op and rewrite on the GPU, op times against their roofline, graphs, images by plain layers, by
+fused operations and by CUDA graphs, images end to end, decoders, and other loops that do the same work, with random
+weights made on the spot. Each part runs in a process of its own with a time of its own, so that a crash, a hang or a
+lost device costs that part alone; what is most worth knowing comes first. `--dry` runs the same code on a small model
+on the CPU.
 
 The exit code is 0 where all went well, 3 where a part failed or a result was wrong, 1 where nothing could be measured.
 """
@@ -29,7 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from gpu_parts import decoders, end_to_end, graphs, loops, ops, rates, weights
+from gpu_parts import decoders, end_to_end, graphs, launch_paths, loops, ops, rates, weights
 from gpu_parts.context import Context, Row, Sizes
 from gpu_parts.report import FAILED, report
 from make_checkpoint import CONVNEXT, SMALL, SMALL_FEATURES
@@ -82,11 +83,12 @@ PARTS: tuple[Part, ...] = (
     ("weights", 60, weights.run),
     *((f"op {name}", OP_SECONDS / len(OPS), functools.partial(ops.run, name=name)) for name in OPS),
     ("graphs", 90, graphs.run),
-    ("end to end", 130, end_to_end.run),
+    ("launch paths", 60, launch_paths.run),
+    ("end to end", 120, end_to_end.run),
     ("straightforward loop", 35, loops.run_straightforward),
     ("decoders", 35, decoders.run),
     ("diffusers eager", 40, loops.run_eager),
-    ("diffusers compiled", 90, loops.run_compiled),
+    ("diffusers compiled", 80, loops.run_compiled),
 )
 
 

@@ -17,8 +17,9 @@ from featinv_fast.checkpoints.diffusers_configs import SCHEDULER, component_conf
 from featinv_fast.checkpoints.diffusers_layout import LAYOUT
 from featinv_fast.checkpoints.recipe import Recipe
 from featinv_fast.commands.measuring import relative_error
+from featinv_fast.graph_loop import CudaGraphs, GraphLoop
 from featinv_fast.samplers import build
-from featinv_fast.sampling import make_plan, sample
+from featinv_fast.sampling import make_plan
 
 GUIDANCE = 1.75
 OURS, STRAIGHTFORWARD, EAGER, COMPILED = "ours", "straightforward torch loop", "diffusers eager", "diffusers compiled"
@@ -116,10 +117,12 @@ def our_loop(context: Context, session: Session) -> Loop:
     table = build("ddim", context.sizes.baseline_steps)
     options = {"guidance_scale": GUIDANCE, "strength": 1.0, "guess_mode": False}
     plan = make_plan(session, context.sizes.model, table, **options)
+    steps = GraphLoop(session, CudaGraphs.AUTO, max(context.sizes.step_batches))
 
     def loop(latents: Tensor, features: Tensor) -> Tensor:
         condition = session.run("condition_encoder", features)
-        return sample(session, plan, condition, latents, (), lambda: None)
+        final, _ = steps(plan, condition, latents, (), lambda: None, decode=False)
+        return final
 
     return loop
 

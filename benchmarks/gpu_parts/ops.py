@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -108,7 +107,7 @@ def _time(context: Context, op: OpSpec, case: Case, providers: list[str]) -> Non
     """Time the providers that are right, in turns."""
     with context.failures_noted("op time", op=op.name, case=case.label):
         inputs = op.make_inputs(case, context.device)
-        replays = {name: _repeated(context, lambda name=name: outputs_of(op, inputs, name)) for name in providers}
+        replays = {name: context.repeated(lambda name=name: outputs_of(op, inputs, name), CALLS) for name in providers}
         taken = context.interleave(replays, share=0.2)
         seconds = {name: [value / CALLS for value in values] for name, values in taken.items()}
         limits = _limits(context, op, case, inputs)
@@ -119,23 +118,6 @@ def _time(context: Context, op: OpSpec, case: Case, providers: list[str]) -> Non
             if "roofline_seconds" in limits:
                 entries["roofline_share"] = rounded(limits["roofline_seconds"] / entries["seconds"]["median"], 3)
             context.emit("op time", **entries, **limits, graph=context.device.type == "cuda")
-
-
-def _repeated(context: Context, call: Callable[[], object]) -> Callable[[], object]:
-    """`CALLS` calls, on a GPU as one graph: what the kernels take without the launches' own time."""
-    if context.device.type != "cuda":
-        return lambda: [call() for _ in range(CALLS)]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # kernels are compiled and workspaces are made outside of the capture
-        for _ in range(2):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(CALLS):
-            call()
-    return graph.replay
 
 
 def _limits(context: Context, op: OpSpec, case: Case, inputs: dict[str, Any]) -> Row:

@@ -26,6 +26,7 @@ def report(rows: Sequence[Row]) -> str:
         ("Correctness of the ops", _op_correctness(rows)),
         ("Correctness of rewrites, graphs and images", _gates(rows)),
         ("End to end, `Runtime.invert`, maps to uint8 images on the CPU", _end_to_end(rows)),
+        ("Ways to launch the same work, in turns", _launch_paths(rows)),
         ("Sampling loops, each pair in turns", _loops(rows)),
         ("Graphs", _graphs(rows)),
         ("Decoders", _decoders(rows)),
@@ -145,6 +146,14 @@ def _end_to_end(rows: Sequence[Row]) -> list[list[str]]:
     return cells
 
 
+def _launch_paths(rows: Sequence[Row]) -> list[list[str]]:
+    cells = [["path", "sampler", "batch", "ms", "p20 to p80", "images/s", "speed-up", "first call s", "graphs"]]
+    for row in _of(rows, "launch path"):
+        numbers = [f"{row['images_per_second']:.4g}", _ratio(row), f"{row['first_seconds']:.3g}", row["cuda_graphs"]]
+        cells.append([row["contender"], _setting(row), str(row["batch"]), *_milliseconds(row), *numbers])
+    return cells
+
+
 def _loops(rows: Sequence[Row]) -> list[list[str]]:
     cells = [["loop", "compared with", "precision", "batch", "ms a step", "speed-up"]]
     for row in _of(rows, "loop"):
@@ -159,10 +168,12 @@ def _loops(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def _graphs(rows: Sequence[Row]) -> list[list[str]]:
-    cells = [["graph", "precision", "batch", "ms", "p20 to p80", "TFLOP/s", "of product rate", "GiB"]]
+    head = ["graph", "precision", "batch", "ms", "p20 to p80", "ms launched", "TFLOP/s", "of product rate", "GiB"]
+    cells = [head]
     for row in _of(rows, "graph time"):
-        head = [row["graph"], row["precision"], str(row["batch"]), *_milliseconds(row)]
-        cells.append([*head, f"{row['tflops']:.4g}", _share(row, "share_of_product_rate"), _memory(row)])
+        launched = f"{1e3 * row['seconds_launched']['median']:.4g}" if "seconds_launched" in row else NONE
+        line = [row["graph"], row["precision"], str(row["batch"]), *_milliseconds(row), launched]
+        cells.append([*line, f"{row['tflops']:.4g}", _share(row, "share_of_product_rate"), _memory(row)])
     return cells
 
 

@@ -47,6 +47,7 @@ def test_a_dry_run_measures_everything(tmp_path):
     assert found == {
         *("matrix product", "copy", "random weights", "op correctness", "op time", "rewrites in float64"),
         *("graph accuracy", "graph time", "images", "end to end", "decoder", "LCM and TAESD's shape", "loop"),
+        "launch path",
     }
     for row in rows:
         assert row["dry"] is True
@@ -60,6 +61,8 @@ def test_a_dry_run_measures_everything(tmp_path):
     from featinv_kernels import OPS
 
     assert {(name, "reference") for name in OPS} <= served
+    paths = {(row["contender"], row["status"]) for row in rows if row["what"] == "launch path"}
+    assert {("plain layers", "ok"), ("fused operations", "ok"), ("a graph for a step", "not served")} <= paths
     contenders = {row["contender"] for row in rows if row["what"] == "loop"}
     assert contenders == {"ours", "straightforward torch loop", "diffusers eager", "diffusers compiled"}
     # Two loops do not round alike: zero would mean that one thing was compared with itself.
