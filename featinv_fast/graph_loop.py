@@ -123,10 +123,8 @@ class GraphLoop(Loop):
         Running out of memory gives that of all graphs back, and is raised.
         """
         batch = bucket(len(latents), self.largest)
-        table = plan.table
-        # What would be frozen in a graph. Without steps, none of the plan is.
-        frozen = (len(plan.control_scales), table.uses_noise, table.uses_history) if count else ()
-        key = (batch, count, decode, *frozen)
+        # Of the plan, only the number of branches is frozen in a graph.
+        key = (batch, count, decode, len(plan.control_scales) if count else 0)
         if key not in self._graphs:
             if self._stream is None:
                 self._stream = torch.cuda.Stream(self.session.device)  # type: ignore[no-untyped-call]

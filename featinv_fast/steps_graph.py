@@ -35,8 +35,9 @@ class StepsGraph:
         self.image: Tensor | None = None
         self._session = session
         self.latents = torch.zeros((batch, *latents.shape[1:]), device=session.device)
-        self._history = torch.zeros_like(self.latents) if count and plan.table.uses_history else None
-        self._noise = self.latents.new_zeros(count, *self.latents.shape) if count and plan.table.uses_noise else None
+        # Noise and history are always there, multiplied by zero where a sampler has none: one graph serves them all.
+        self._history = torch.zeros_like(self.latents)
+        self._noise = self.latents.new_zeros(count, *self.latents.shape)
         self._condition = None
         if count:
             shape = (batch, *condition.shape[1:])
@@ -75,8 +76,7 @@ class StepsGraph:
         self._plan.control_scales.copy_(plan.control_scales)
         if self._plan.guidance_scale is not None and plan.guidance_scale is not None:
             self._plan.guidance_scale.copy_(plan.guidance_scale)
-        if self._history is not None:
-            self._history.zero_()
+        self._history.zero_()
 
     def load_rows(self, plan: Plan, steps: range) -> None:
         """Write the rows of as many steps as the graph has."""
@@ -85,7 +85,6 @@ class StepsGraph:
 
     def load_noise(self, place: int, noise: Tensor) -> None:
         """Write the noise [B, 4, h, w] of one step of the graph. The others' is multiplied by zero."""
-        assert self._noise is not None
         self._noise[place, : len(noise)].copy_(noise)
 
     def replay(self) -> None:
@@ -96,12 +95,11 @@ class StepsGraph:
         latents, history = self.latents, self._history
         for step in range(count):
             assert self._condition is not None
-            noise = None if self._noise is None else self._noise[step]
-            latents, following = denoise(self._session, self._plan, step, self._condition, latents, noise, history)
-            history = None if self._history is None else following
+            latents, history = denoise(
+                self._session, self._plan, step, self._condition, latents, self._noise[step], history
+            )
         if count:
             self.latents.copy_(latents)
-        if self._history is not None and history is not None:
             self._history.copy_(history)
         if self.decode:
             image = self._session.run("decoder", self.latents)
