@@ -49,7 +49,7 @@ class Object:
         if "_class" not in vars(type(self)) or isinstance(getattr(type(self), name, None), property):
             super().__setattr__(name, value)
         else:
-            raise AttributeError(f"{self._class!r} object has no attribute {name!r}")
+            raise AttributeError(f"{self._class!r} object has no attribute {name!r}", name=name, obj=self)
 
 
 class Recorder:
@@ -114,7 +114,7 @@ class Recorder:
             return True
         if kind == "typing.SupportsInt":
             return hasattr(value, "__int__") and not isinstance(value, float | str)
-        if kind == "typing_extensions.Buffer":
+        if kind in ("typing_extensions.Buffer", "collections.abc.Buffer"):  # before and since Python 3.12
             return isinstance(value, bytes | bytearray | memoryview)
         if kind in ("bool", "int", "str", "list", "tuple", "float"):
             exact = {"bool": bool, "int": int, "str": str, "list": list, "tuple": tuple, "float": float}[kind]

@@ -24,6 +24,10 @@ monitor.phase_start("Building", None, 2)
 assert monitor.step_complete("Building", 0) is True
 assert lines == ["Building 0/2", "Building 1/2"]
 
+# A misspelt property of theirs would be refused, and not made.
+for cls in (tensorrt_bindings.IBuilderConfig, tensorrt_bindings.Runtime):
+    assert cls.__dictoffset__ == 0
+
 # What their constructors and null entry points do: the arguments are accepted, the library is not there.
 for make in (tensorrt_bindings.Builder, tensorrt_bindings.Runtime):
     try:
