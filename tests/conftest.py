@@ -25,7 +25,7 @@ from featinv_export.options import ExportOptions
 from featinv_fast.checkpoints.infer import infer_config
 from featinv_fast.checkpoints.ldm import LAYOUT as LDM
 from featinv_fast.checkpoints.recipe import Recipe
-from featinv_fast.config import AutoencoderConfig, ModelConfig, to_dict
+from featinv_fast.config import AutoencoderConfig, ModelConfig, Precision, to_dict
 from featinv_fast.demo import builtin
 from featinv_fast.engine import open_engine, staging
 from featinv_fast.engine.trust import CACHE_VARIABLE
@@ -159,6 +159,13 @@ def golden_engine(golden_checkpoint: Path, tmp_path_factory: pytest.TempPathFact
     """The golden checkpoint as an engine folder, fp32 with ONNX graphs. Do not change it."""
     options = ExportOptions(checkpoint=golden_checkpoint, out=_shared(tmp_path_factory) / "golden.engine", onnx=True)
     return _exported_once(options)
+
+
+@pytest.fixture(scope="session")
+def golden_fp16_engine(golden_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden checkpoint as an engine folder, fp16 with ONNX graphs. Do not change it."""
+    folder = _shared(tmp_path_factory) / "golden.fp16.engine"
+    return _exported_once(ExportOptions(checkpoint=golden_checkpoint, out=folder, onnx=True, precision=Precision.FP16))
 
 
 @pytest.fixture(scope="session")

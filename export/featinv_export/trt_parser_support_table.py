@@ -2,7 +2,8 @@
 
 Facts of docs/operators.md and docs/Changelog.md in github.com/onnx/onnx-tensorrt (releases 10.0 to 10.15) and of the
 release notes of github.com/NVIDIA/TensorRT for what came later (up to 11.4). An operator that is not listed is not
-supported. Plugins and quantised types are left out: our graphs use neither.
+supported. Where releases differ in the types, these are the oldest's. Plugins and quantised types are left out: our
+graphs use neither.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ _BY_TYPES: tuple[tuple[frozenset[str], str], ...] = (
         Acos Acosh Asin Asinh Atan Atanh Attention AveragePool BatchNormalization Ceil Celu Clip Conv ConvTranspose Cos
         Cosh CumSum Dropout Einsum Elu Erf Exp Floor Gemm GlobalAveragePool GlobalLpPool GlobalMaxPool
         GroupNormalization HardSigmoid HardSwish Hardmax InstanceNormalization IsInf LRN LayerNormalization LeakyRelu
-        Log LogSoftmax LpNormalization LpPool MatMul MaxPool MeanVarianceNormalization PRelu RMSNormalization
-        RandomNormal RandomNormalLike RandomUniform RandomUniformLike Reciprocal Resize RotaryEmbedding Round Selu
+        Log LogSoftmax LpNormalization LpPool MatMul MaxPool MeanVarianceNormalization PRelu Pow RMSNormalization
+        RandomNormal RandomNormalLike RandomUniform RandomUniformLike Reciprocal Resize RotaryEmbedding Round Scan Selu
         Sigmoid Sin Sinh Softmax Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Upsample
         """,
     ),
@@ -40,7 +41,7 @@ _BY_TYPES: tuple[tuple[frozenset[str], str], ...] = (
         NUMBERS,
         """
         Abs Add ArgMax ArgMin DepthToSpace Div Equal Gelu Greater GreaterOrEqual IsNaN Less LessOrEqual Max Mean Min Mod
-        Mul Neg Pad Pow Range ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd
+        Mul Neg Pad Range ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd
         ReduceSum ReduceSumSquare Relu ScatterElements ScatterND Shrink Sign SpaceToDepth Sub Sum TopK
         """,
     ),
@@ -48,7 +49,7 @@ _BY_TYPES: tuple[tuple[frozenset[str], str], ...] = (
         ANY,
         """
         Concat Constant ConstantOfShape Expand EyeLike Flatten Gather GatherElements GatherND Identity If Loop OneHot
-        Reshape ReverseSequence Scan Shape Size Slice Split Squeeze Tile Transpose Trilu Unsqueeze Where
+        Reshape ReverseSequence Shape Size Slice Split Squeeze Tile Transpose Trilu Unsqueeze Where
         """,
     ),
     (BOUNDARY, "Cast CastLike"),

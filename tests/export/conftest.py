@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable
 from pathlib import Path
 
-import onnx_ir
 import pytest
 import torch
 
 from featinv_export.exporter import export
-from featinv_export.onnx_graphs import export_graph
 from featinv_export.options import ExportOptions
-from featinv_export.weights import StoredTensor
 from featinv_fast.checkpoints import Checkpoint, save
 from featinv_fast.config import FeatureSpec, Precision, SamplingConfig
-from featinv_fast.engine import graph_specs
-from featinv_fast.rewrites.engine_model import EngineModel, storage_dtypes
 
 
 @pytest.fixture(scope="session")
@@ -66,32 +60,6 @@ def tiny_fp16_engine(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
-def graph_file(tiny_config, golden, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`graph_file(checkpoint, precision, graph)`: a graph of the "tiny" or "golden" model, without weights."""
-    configs = {"tiny": tiny_config, "golden": golden.config}
-    spelled = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
-
-    root = tmp_path_factory.getbasetemp()
-    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root  # parallel processes share the files
-
-    def make(checkpoint: str, precision: Precision, graph: str) -> Path:
-        path = root / f"{checkpoint}.{precision}" / f"{graph}.onnx"
-        if path.exists():
-            return path
-        config = configs[checkpoint]
-        structure = EngineModel.empty(config)
-        dtypes = storage_dtypes(structure, precision)
-        for name, parameter in structure.named_parameters():
-            parameter.data = parameter.data.to(dtypes[name])
-        index = {
-            name: StoredTensor(0, tensor.nbytes, spelled[tensor.dtype], tuple(tensor.shape))
-            for name, tensor in structure.state_dict().items()
-        }
-        features = FeatureSpec(channels=config.feature_channels)
-        specs = graph_specs(config, features, time_bias_size=structure.time_embedding.size, max_batch=8)
-        path.parent.mkdir(exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}.onnx")
-        onnx_ir.save(export_graph(structure.graphs()[graph], specs[graph], index), unfinished)
-        return unfinished.replace(path)
-
-    return make
+def tiny_bf16_engine(make_engine: Callable[..., Path]) -> Path:
+    """The smallest architecture as an engine in bf16 with ONNX graphs. Do not change it."""
+    return make_engine(metadata={"feature_shape": "6x5x5"}, precision=Precision.BF16, onnx=True)

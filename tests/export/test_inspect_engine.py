@@ -53,6 +53,7 @@ def test_as_text(inspected, tiny_engine):
     assert "    batch 1 to 64, best at 1" in lines
     assert ["torch", "weights.safetensors"] in [line.split()[:2] for line in lines]
     assert "  aoti         none" in lines
+    assert "  graphs are read by the ONNX parser of TensorRT 10.0 and newer" in lines
     (info,) = (i for i in manifest.parity if (i.graph, i.backend, i.batch) == ("decoder", "onnxruntime", 2))
     parity = ["decoder", "onnxruntime", "batch", "2", f"{info.relative:.1e}", "of", "2e-05"]
     assert parity in [line.split() for line in lines]

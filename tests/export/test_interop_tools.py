@@ -5,19 +5,27 @@ Each runs in a process of its own in which neither this project nor torch can be
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx_ir
 import pytest
 import torch
 from torch import Tensor
 
+from featinv_export.onnx_graphs import export_graph
+from featinv_export.trt_parser_support import check_graphs
+from featinv_export.weights import weight_index
+from featinv_fast import demo
 from featinv_fast.backends import Request, load
+from featinv_fast.backends.torch_ import WEIGHT_FILE
 from featinv_fast.config import Precision
-from featinv_fast.engine import open_engine
+from featinv_fast.engine import EngineFolder, GraphSpec, open_engine
+from featinv_fast.rewrites.engine_model import EngineModel, storage_dtypes
 
 SCRIPT = Path(__file__).with_name("run_elsewhere.py")
 TOOLS = ("onnxruntime", "openvino", "reference")
@@ -44,12 +52,12 @@ def run_elsewhere(tmp_path: Path) -> Callable[[str, Path, Cases], dict[str, Tens
     return run
 
 
-def random_cases(engine: Path) -> Cases:
+def random_cases(specs: Mapping[str, GraphSpec], batches: Sequence[int] = BATCHES) -> Cases:
     """Every graph at several batch sizes; numbers of time steps are batch sizes too."""
     generator = torch.Generator().manual_seed(3)
     cases: Cases = {}
-    for graph, spec in open_engine(engine).graph_specs().items():
-        for batch in BATCHES:
+    for graph, spec in specs.items():
+        for batch in batches:
             shapes = spec.input_shapes({dim.name: batch for dim in spec.dims})
             cases[f"{graph}/{batch}"] = {
                 name: torch.randn(shape, generator=generator) for name, shape in shapes.items()
@@ -57,9 +65,9 @@ def random_cases(engine: Path) -> Cases:
     return cases
 
 
-def compute_here(engine: Path, cases: Cases) -> dict[str, Tensor]:
+def compute_here(engine: EngineFolder, cases: Cases) -> dict[str, Tensor]:
     """What the networks themselves compute with the engine's weights, in fp32."""
-    request = Request(engine=open_engine(engine), device=torch.device("cpu"), precision=Precision.FP32)
+    request = Request(engine=engine, device=torch.device("cpu"), precision=Precision.FP32)
     session = load(request, "torch")
     return {case: session.run(case.split("/")[0], *feeds.values()) for case, feeds in cases.items()}
 
@@ -78,51 +86,87 @@ def check(
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_other_tools_compute_every_graph(tiny_engine: Path, run_elsewhere, relative_norm, tool: str):
-    cases = random_cases(tiny_engine)
+    engine = open_engine(tiny_engine)
+    cases = random_cases(engine.graph_specs())
     assert len(cases) == len(GRAPHS) * len(BATCHES)
-    check(run_elsewhere(tool, tiny_engine, cases), compute_here(tiny_engine, cases), relative_norm, 2e-5)
+    check(run_elsewhere(tool, tiny_engine, cases), compute_here(engine, cases), relative_norm, 2e-5)
 
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_other_tools_compute_fp16_graphs(tiny_fp16_engine: Path, run_elsewhere, relative_norm, tool: str):
-    cases = random_cases(tiny_fp16_engine)
-    check(run_elsewhere(tool, tiny_fp16_engine, cases), compute_here(tiny_fp16_engine, cases), relative_norm, 1e-2)
-
-
-@pytest.fixture(scope="module")
-def tiny_bf16_engine(make_engine: Callable[..., Path]) -> Path:
-    return make_engine(metadata={"feature_shape": "6x5x5"}, precision=Precision.BF16, onnx=True)
+    engine = open_engine(tiny_fp16_engine)
+    cases = random_cases(engine.graph_specs())
+    check(run_elsewhere(tool, tiny_fp16_engine, cases), compute_here(engine, cases), relative_norm, 1e-2)
 
 
 # onnxruntime has no bf16 convolution for the CPU.
 @pytest.mark.parametrize("tool", ["openvino", "reference"])
 def test_other_tools_compute_bf16_graphs(tiny_bf16_engine: Path, run_elsewhere, relative_norm, tool: str):
-    cases = random_cases(tiny_bf16_engine)
-    check(run_elsewhere(tool, tiny_bf16_engine, cases), compute_here(tiny_bf16_engine, cases), relative_norm, 8e-2)
+    engine = open_engine(tiny_bf16_engine)
+    cases = random_cases(engine.graph_specs())
+    check(run_elsewhere(tool, tiny_bf16_engine, cases), compute_here(engine, cases), relative_norm, 8e-2)
 
 
-@pytest.mark.parametrize("tool", ["onnxruntime", "openvino"])
+# The reference evaluator would take minutes.
+@pytest.mark.parametrize(
+    ("tool", "engine", "tolerance"),
+    [
+        ("onnxruntime", "golden_engine", 2e-5),
+        ("openvino", "golden_engine", 2e-5),
+        ("onnxruntime", "golden_fp16_engine", 1e-2),
+        ("openvino", "golden_fp16_engine", 1e-2),
+    ],
+)
 def test_other_tools_compute_what_the_official_code_computed(
-    golden, golden_engine: Path, run_elsewhere, relative_norm, tool: str
+    golden, golden_engine: Path, run_elsewhere, relative_norm, tool: str, engine: str, tolerance: float, request
 ):
-    request = Request(engine=open_engine(golden_engine), device=torch.device("cpu"))
-    (row,) = load(request, "torch").run("time_embedding", torch.tensor([481.0]))
+    session = load(Request(engine=open_engine(golden_engine), device=torch.device("cpu")), "torch")
+    rows = session.run("time_embedding", torch.tensor([481.0]))
     denoised = {
         "latents": golden.inputs["in.latent"],
         "condition": golden.expected["condition.nchw"],
-        "time_bias": row,
-        "guidance_scale": torch.tensor(1.75),
-        "control_scales": torch.ones(2, golden.config.control_count),
+        "time_bias": rows[0],
     }
+    scales = torch.ones(2, golden.config.control_count)
     cases = {
         "condition_encoder/golden": {"features": golden.inputs["in.features"]},
-        "denoiser/golden": denoised,
+        "time_embedding/golden": {"timesteps": torch.tensor([481.0])},
+        "denoiser/golden": {**denoised, "guidance_scale": torch.tensor(1.75), "control_scales": scales},
+        "denoiser_unguided/golden": {**denoised, "control_scales": scales[:1]},
         "decoder/golden": {"latents": golden.inputs["in.decode"]},
     }
     cond, uncond = golden.expected["eps.t481.cond"], golden.expected["eps.t481.uncond"]
     expected = {
         "condition_encoder/golden": golden.expected["condition.nchw"],
+        "time_embedding/golden": rows,
         "denoiser/golden": uncond + 1.75 * (cond - uncond),
+        "denoiser_unguided/golden": cond,
         "decoder/golden": golden.expected["decode.image"],
     }
-    check(run_elsewhere(tool, golden_engine, cases), expected, relative_norm, 2e-5)
+    given = run_elsewhere(tool, request.getfixturevalue(engine), cases)
+    check(given, expected, relative_norm, tolerance)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [(Precision.FP32, 2e-5), (Precision.FP16, 1e-2)])
+def test_other_tools_compute_the_built_in_engine(
+    tmp_path: Path, run_elsewhere, relative_norm, precision: Precision, tolerance: float
+):
+    """It is shipped without graphs: they are made here, and point into its weights, which are stored in fp16."""
+    engine = demo.load_engine()
+    manifest = engine.manifest
+    assert manifest.sampling.guidance_scale == 1.0  # so that it runs the unguided denoiser alone
+    specs = {name: spec for name, spec in manifest.graph_specs().items() if name != "denoiser"}
+    shutil.copyfile(engine.path / WEIGHT_FILE, tmp_path / WEIGHT_FILE)
+    index = weight_index(tmp_path)
+    structure = EngineModel.empty(manifest.model)
+    dtypes = storage_dtypes(structure, precision, manifest.kept_fp32)
+    for name, parameter in structure.named_parameters():
+        parameter.data = parameter.data.to(dtypes[name])
+    graphs = structure.graphs()
+    for name, spec in specs.items():
+        onnx_ir.save(export_graph(graphs[name], spec, index), tmp_path / f"{name}.onnx")
+    assert check_graphs([tmp_path / f"{name}.onnx" for name in specs], "10.0") == []
+    cases = random_cases(specs, batches=(2,))
+    expected = compute_here(engine, cases)
+    for tool in ("onnxruntime", "openvino"):
+        check(run_elsewhere(tool, tmp_path, cases), expected, relative_norm, tolerance)

@@ -134,18 +134,13 @@ def test_fp16_weights_are_stored_in_fp16(tiny_fp16_engine: Path):
         assert stored.dtype == ("F32" if fp32 else "F16")
 
 
-HALF_GRAPHS = [
-    (checkpoint, precision, graph)
-    for checkpoint, graphs in (("tiny", ("condition_encoder", "time_embedding", "decoder")), ("golden", ("denoiser",)))
-    for precision in (Precision.FP16, Precision.BF16)
-    for graph in graphs
-]
-
-
-@pytest.mark.parametrize(("checkpoint", "precision", "graph"), HALF_GRAPHS)
-def test_half_precision_node_by_node(graph_file, checkpoint: str, precision: Precision, graph: str):
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("half_engine", ["golden_fp16_engine", "tiny_bf16_engine"])
+def test_half_precision_node_by_node(half_engine: str, graph: str, request: pytest.FixtureRequest):
     """Every node computes in half precision or is in the model's own list of those in fp32, under the right reason."""
-    model = onnx.load(graph_file(checkpoint, precision, graph), load_external_data=False)
+    engine = request.getfixturevalue(half_engine)
+    precision = open_engine(engine).manifest.precision
+    model = onnx.load(engine / f"{graph}.onnx", load_external_data=False)
     inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True).graph
     types = {v.name: v.type.tensor_type.elem_type for v in (*inferred.input, *inferred.value_info, *inferred.output)}
     types |= {tensor.name: tensor.data_type for tensor in inferred.initializer}
@@ -187,15 +182,13 @@ def test_weights_that_do_not_fit_fp16_are_listed_in_the_model(tiny_fp16_engine: 
     assert half_precision.UNEXPLAINED not in listed
 
 
-@pytest.mark.parametrize(("precision", "opset"), [(Precision.FP16, 20), (Precision.BF16, 22)])
-def test_the_opset_is_one_in_which_the_types_exist(graph_file, precision: Precision, opset: int):
-    model = onnx.load(graph_file("tiny", precision, "decoder"), load_external_data=False)
-    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", opset)]
-    older = onnx.ModelProto.FromString(model.SerializeToString())
-    older.opset_import[0].version = 20
-    if precision is Precision.BF16:
-        with pytest.raises(onnx.shape_inference.InferenceError, match="bfloat16"):
-            onnx.shape_inference.infer_shapes(older, check_type=True, strict_mode=True)
+def test_the_opset_is_one_in_which_the_types_exist(golden_engine: Path, tiny_fp16_engine: Path, tiny_bf16_engine: Path):
+    for engine, opset in ((golden_engine, 20), (tiny_fp16_engine, 20), (tiny_bf16_engine, 22)):
+        model = onnx.load(engine / "decoder.onnx", load_external_data=False)
+        assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", opset)]
+    model.opset_import[0].version = 20
+    with pytest.raises(onnx.shape_inference.InferenceError, match="bfloat16"):
+        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
 
 
 def test_inputs_and_output_say_what_they_are(golden_engine: Path):
