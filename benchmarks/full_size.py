@@ -1,10 +1,14 @@
 """The official model's size on a CPU: export, inversion and speed, with their peak memory.
 
-    python benchmarks/full_size.py [--small] [--threads N] [--rounds R] [--steps K] [--work DIR] [--results FILE]
+    python benchmarks/full_size.py [--small] [--precision fp16] [--threads N] [--rounds R] [--steps K] [--work DIR]
+        [--results FILE]
 
 It makes a checkpoint of 1.31 G random parameters, exports it with `featinv-export --onnx`, inverts one feature map
 with each backend, and times a guided step and the decoder against the straightforward torch loop. Each part runs in
 a process of its own. Needs 16 GB of free memory and 20 GB of disk at full size.
+
+In fp16 it exports and inverts with onnxruntime alone, which computes in fp32 where the CPU has no half precision:
+that its graphs load and run is worth knowing, their time on a CPU is not compared with anything.
 """
 
 from __future__ import annotations
@@ -23,7 +27,8 @@ from memory import Measured, run_measured
 from rows import REPOSITORY, append, available_cores, environment, table
 
 BENCHMARKS = Path(__file__).resolve().parent
-BACKENDS = ("torch", "onnxruntime")
+# Precision -> what an engine of it is run with.
+BACKENDS = {"fp32": ("torch", "onnxruntime"), "fp16": ("onnxruntime",)}
 
 
 def script(name: str, *arguments: object) -> list[str]:
@@ -46,16 +51,30 @@ def count_parameters(checkpoint: Path) -> int:
     return sum(math.prod(entry["shape"]) for name, entry in header.items() if not name.startswith(("__", "featinv.")))
 
 
-def export(checkpoint: Path, engine: Path, threads: int) -> dict[str, Any]:
+def compared(engine: Path) -> dict[str, dict[str, Any]]:
+    """What the export found when it ran the graphs, by backend: which ran, the largest error, why others did not."""
+    result: dict[str, dict[str, Any]] = {}
+    for info in json.loads((engine / "manifest.json").read_text(encoding="utf-8"))["parity"]:
+        backend = result.setdefault(info["backend"], {})
+        if info["status"] == "passed":
+            backend["graphs"] = sorted({*backend.get("graphs", []), info["graph"]})
+            backend["relative"] = max(backend.get("relative", 0.0), float(f"{info['relative']:.3g}"))
+        else:
+            backend["not_run"] = info["reason"]
+    return result
+
+
+def export(checkpoint: Path, engine: Path, precision: str, threads: int) -> dict[str, Any]:
     """Export with the command that users run."""
     command = Path(sysconfig.get_path("scripts")) / "featinv-export"
-    options = ["--ckpt", checkpoint, "--out", engine, "--onnx", "--force"]
+    options = ["--ckpt", checkpoint, "--out", engine, "--onnx", "--precision", precision, "--force"]
     measured = run_measured([str(command), *(str(o) for o in options)], threads)
     return {
         "what": "featinv-export --onnx",
-        "dtype": "fp32",
+        "dtype": precision,
         "seconds": {"export": round(measured.seconds, 1)},
         **memory(measured),
+        "compared": compared(engine),
         "checkpoint_gib": round(checkpoint.stat().st_size / 2**30, 3),
         "engine_gib": round(sum(file.stat().st_size for file in engine.iterdir()) / 2**30, 3),
     }
@@ -102,6 +121,7 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Export, inversion and speed at the official model's size on a CPU.")
     parser.add_argument("--small", action="store_true", help="a tiny model, to try the benchmark with")
+    parser.add_argument("--precision", choices=BACKENDS, default="fp32", help="of the engine")
     parser.add_argument("--ckpt", type=Path, help="an fp32 checkpoint with stored prompts in place of a random one")
     parser.add_argument("--threads", type=int, default=available_cores())
     parser.add_argument("--rounds", type=int, default=9, help="of the interleaved timing, at least 2")
@@ -119,7 +139,8 @@ def measure(arguments: argparse.Namespace, work: Path) -> None:
     small = ["--small"] if arguments.small else []
     if arguments.ckpt is None:
         print(run_measured(script("make_checkpoint.py", "--out", checkpoint, *small), threads).output)
-    options = {"threads": threads, "rounds": arguments.rounds, "steps": arguments.steps}
+    precision = arguments.precision
+    options = {"precision": precision, "threads": threads, "rounds": arguments.rounds, "steps": arguments.steps}
     common = {
         # Without paths: they are of this machine.
         "command": " ".join(["python benchmarks/full_size.py", *small, *(f"--{k} {v}" for k, v in options.items())]),
@@ -132,11 +153,12 @@ def measure(arguments: argparse.Namespace, work: Path) -> None:
         append(arguments.results, row)
         show(row)
 
-    report(export(checkpoint, engine, threads))
-    for backend in BACKENDS:
+    report(export(checkpoint, engine, precision, threads))
+    for backend in BACKENDS[precision]:
         report(invert(engine, backend, arguments.steps, threads))
-    for row in speed(checkpoint, engine, arguments.rounds, threads, arguments.tolerance):
-        report(row)
+    if precision == "fp32":
+        for row in speed(checkpoint, engine, arguments.rounds, threads, arguments.tolerance):
+            report(row)
 
 
 def main() -> None:

@@ -46,6 +46,28 @@ def test_full_size_writes_its_rows_and_a_red_gate_reports_no_time(tmp_path):
     assert red.stdout == ""
 
 
+def test_full_size_in_fp16_runs_every_graph_with_onnxruntime(tmp_path):
+    results = tmp_path / "full_size.jsonl"
+    options = ("--precision", "fp16", "--steps", 2, "--threads", 1, "--work", tmp_path, "--results", results)
+    done = run("full_size.py", "--small", *options)
+    assert done.returncode == 0, done.stderr
+    exported, inverted = (json.loads(line) for line in results.read_text().splitlines())
+    assert (exported["what"], inverted["what"]) == ("featinv-export --onnx", "invert one map")
+    assert (inverted["backend"], inverted["steps"]) == ("onnxruntime", 2)
+    for row in (exported, inverted):
+        check_stands_alone(row)
+        assert row["dtype"] == "fp16"
+        assert 0.05 < row["peak_anonymous_gib"] < row["peak_resident_gib"] < 4.0
+    onnxruntime = exported["compared"]["onnxruntime"]
+    assert onnxruntime["graphs"] == [
+        *("condition_encoder", "decoder", "denoiser", "denoiser_unguided", "time_embedding"),
+    ]
+    assert 1e-5 < onnxruntime["relative"] <= 1e-2
+    assert "not_run" not in onnxruntime
+    # Half of the fp32 checkpoint, and the graphs.
+    assert exported["engine_gib"] < 0.75 * exported["checkpoint_gib"]
+
+
 def check_stands_alone(row):
     for key in ("benchmark", "command", "dtype", "date", "device", "logical_cores", "memory_gib", "platform"):
         assert row[key], key
