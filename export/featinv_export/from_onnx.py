@@ -8,6 +8,7 @@ from pathlib import Path
 
 from featinv_export import parity
 from featinv_export.exporter import CARD, PLANS_PER_WEIGHTS, SPARE_BYTES, Progress, Steps
+from featinv_export.external_data import require_own_weights
 from featinv_export.model_card import model_card
 from featinv_export.stored import stored_cases
 from featinv_export.tensorrt_.options import PlanOptions
@@ -36,7 +37,7 @@ def add_plans(folder: Path, options: PlanOptions, progress: Progress = lambda *_
 
     Raises:
         BackendUnavailableError: there is no TensorRT or no GPU.
-        EngineError: the engine cannot be opened.
+        EngineError: the engine cannot be opened, or a graph has weights outside of it.
         ArgumentError: it has no ONNX graphs.
         ExportError, ParityError: a plan cannot be built, or computes something else; the engine is as it was.
     """
@@ -60,6 +61,8 @@ def add_plans(folder: Path, options: PlanOptions, progress: Progress = lambda *_
             expected="an engine exported with --onnx",
             remedy="export the checkpoint again with --onnx --trt",
         )
+    for name in specs:
+        require_own_weights(engine.file(name + ONNX_SUFFIX))
     old_plans = {plan.file_name for plan in engine.manifest.plans}
     kept = [name for name in manifest.files if name not in {*old_plans, CARD}]
     required = sum(manifest.files[name].size for name in kept)

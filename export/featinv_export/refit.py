@@ -16,6 +16,7 @@ from pathlib import Path
 from featinv_export import parity, source
 from featinv_export.aoti_packages import runnable_packages
 from featinv_export.exporter import CARD, SPARE_BYTES, Progress, Steps
+from featinv_export.external_data import require_own_weights
 from featinv_export.model_card import model_card
 from featinv_export.options import ExportOptions
 from featinv_export.tensorrt_.builder import refitted_plan
@@ -57,7 +58,7 @@ def refit(folder: Path, options: ExportOptions, progress: Progress = lambda *_: 
         The engine folder.
 
     Raises:
-        EngineError: the engine cannot be opened.
+        EngineError: the engine cannot be opened, or a graph has weights outside of it.
         CheckpointError: the checkpoint cannot be read, or has another architecture.
         ExportError: its weights cannot be stored as the graphs need them.
         ParityError: a graph does not compute what the model computes; the engine is as it was.
@@ -101,7 +102,7 @@ def refit(folder: Path, options: ExportOptions, progress: Progress = lambda *_: 
         )
         results = list(parity.compare(candidate, cases, steps.begin))
         plans = _refit_plans(engine, stage.path)
-        problems = tensorrt_problems(GPU)
+        problems = _plan_problems(engine, plans)
         if plans and not problems:
             results += parity.compare_plans(candidate, plans, cases, GPU)
         checked = parity.require_passed(results, stage.destination.with_name(f"{stage.destination.name}.parity.json"))
@@ -199,10 +200,20 @@ def _refit_plans(engine: EngineFolder, folder: Path) -> tuple[PlanInfo, ...]:
             shutil.copyfile(engine.file(plan.file_name), destination)
         else:
             graph = folder / (plan.graph + ONNX_SUFFIX)
+            require_own_weights(graph)
             destination.write_bytes(refitted_plan(engine.file(plan.file_name).read_bytes(), graph, plan))
             note_built_here([hash_files(folder, [plan.file_name])[plan.file_name].sha256])
         kept.append(dataclasses.replace(plan, weights_sha256=weights))
     return tuple(kept)
+
+
+def _plan_problems(engine: EngineFolder, plans: Sequence[PlanInfo]) -> list[str]:
+    """Why the plans of the refitted engine cannot be run here to check them, or must not be."""
+    problems = tensorrt_problems(GPU)
+    if not problems:
+        target = plan_target(GPU)
+        problems = [f"{plan.file_name}: {reason}" for plan in plans for reason in plan.problems_on(target)]
+    return [*problems, *distrust(engine, [plan.file_name for plan in plans])]
 
 
 def _unchecked(backend: str, graphs: Sequence[str], problems: list[str]) -> tuple[ParityInfo, ...]:

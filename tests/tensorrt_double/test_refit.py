@@ -106,3 +106,30 @@ def test_c3_a_plan_that_was_not_built_here_is_not_run_to_refit_it(engine, other,
     refit(folder, ExportOptions(checkpoint=other))
     assert "denoiser.plan is left out: not built here" in caplog.text
     assert open_engine(folder).manifest.plans == ()
+
+
+def test_c3_a_stripped_plan_that_was_not_built_here_is_kept_and_not_run(
+    simulation, engine, other, monkeypatch, tmp_path
+):
+    folder = engine(PlanWeights.STRIPPED)
+    monkeypatch.setenv("FEATINV_CACHE", str(tmp_path / "another user"))
+    simulation.recorder.calls.clear()
+    refit(folder, ExportOptions(checkpoint=other))
+    assert simulation.recorder.arguments("Runtime.deserialize_cuda_engine") == []
+    manifest = open_engine(folder).manifest
+    assert len(manifest.plans) == 5
+    rows = [info for info in manifest.parity if info.backend == "tensorrt"]
+    assert {info.status for info in rows} == {ParityStatus.NOT_RUN}
+    assert "not built here: condition_encoder.plan, " in rows[0].reason
+
+
+def test_c4_a_stripped_plan_for_another_gpu_is_kept_and_not_run(simulation, engine, other, monkeypatch):
+    folder = engine(PlanWeights.STRIPPED)
+    properties = type("Properties", (), {"name": "Another GPU", "major": 9, "minor": 0})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    simulation.recorder.calls.clear()
+    refit(folder, ExportOptions(checkpoint=other))
+    assert simulation.recorder.arguments("Runtime.deserialize_cuda_engine") == []
+    rows = [info for info in open_engine(folder).manifest.parity if info.backend == "tensorrt"]
+    assert {info.status for info in rows} == {ParityStatus.NOT_RUN}
+    assert "denoiser.plan: it is for the GPU Simulated H100, this is Another GPU" in rows[0].reason
