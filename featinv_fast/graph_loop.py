@@ -105,7 +105,9 @@ class GraphLoop(Loop):
                 whole = self.mode is CudaGraphs.LOOP
                 # Captured before anything is drawn from the generators: a fallback finds them untouched.
                 steps = self._graph(plan, condition, latents, len(plan.table) if whole else 1, decode=decode and whole)
-                decoder = steps if whole or not decode else self._graph(plan, condition, latents, 0, decode=True)
+                decoder = steps
+                if steps is not None and decode and not whole:
+                    decoder = self._graph(plan, condition, latents, 0, decode=True)
                 if steps is not None and decoder is not None:
                     final = self._replay(steps, plan, condition, latents, generators, on_step)
                     return final, self._decode(decoder, steps, plan, condition, final) if decode else None

@@ -94,21 +94,15 @@ def cuda(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def engine(make_engine):
-    """Maps [6, 5, 5] in, images of 16 pixels out, 3 steps."""
-    return make_engine(metadata={"feature_shape": "6x5x5", "steps": "3"})
-
-
-@pytest.fixture(scope="module")
-def plain(engine):
-    """The engine operation by operation."""
-    return Runtime(engine, backend="torch", threads=1)
+def plain(tiny_engine):
+    """The tiny engine operation by operation."""
+    return Runtime(tiny_engine, backend="torch", threads=1)
 
 
 @pytest.fixture
-def graphed(cuda, engine):
-    """`graphed(mode)`: the engine with its loop as graphs on the double."""
-    return lambda mode: Runtime(engine, backend="torch", threads=1, cuda_graphs=mode)
+def graphed(cuda, tiny_engine):
+    """`graphed(mode)`: the tiny engine with its loop as graphs on the double."""
+    return lambda mode: Runtime(tiny_engine, backend="torch", threads=1, cuda_graphs=mode)
 
 
 def close(given, expected) -> bool:
@@ -234,9 +228,9 @@ def test_a12_ctrl_c_is_heard_after_a_step(graphed, cuda, tiny_maps):
     assert cuda.replay.call_count == 3  # the one that was waited for, and the one that keeps the GPU busy meanwhile
 
 
-def test_an_error_before_the_capture_is_raised_as_it_is(engine, cuda, tiny_maps, monkeypatch):
+def test_an_error_before_the_capture_is_raised_as_it_is(tiny_engine, cuda, tiny_maps, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    runtime = Runtime(engine, backend="torch", cuda_graphs="auto", kernels="reference")
+    runtime = Runtime(tiny_engine, backend="torch", cuda_graphs="auto", kernels="reference")
     session = runtime._executor.session
     for module in session.graphs["decoder"].modules():
         if hasattr(module, "provider"):
@@ -254,18 +248,18 @@ class Foreign(Session):
         raise NotImplementedError
 
 
-def test_on_a_cpu_and_on_other_backends_there_are_no_graphs(engine, plain):
+def test_on_a_cpu_and_on_other_backends_there_are_no_graphs(tiny_engine, plain):
     assert plain.info["cuda_graphs"]["mode"] == "off"
     assert "NVIDIA" in plain.info["cuda_graphs"]["reasons"][0]
     for mode in ("step", "loop"):
         with pytest.raises(BackendUnavailableError, match="NVIDIA GPU") as caught:
-            Runtime(engine, backend="torch", cuda_graphs=mode)
+            Runtime(tiny_engine, backend="torch", cuda_graphs=mode)
         assert "'off'" in caught.value.remedy
     with pytest.raises(BackendUnavailableError, match="launches its work itself"):
         GraphLoop(Foreign(), CudaGraphs.STEP, 8)
     with pytest.raises(ArgumentError, match="cuda_graphs"):
-        Runtime(engine, cuda_graphs="always")
-    assert Runtime(engine, backend="torch", cuda_graphs="off").info["cuda_graphs"]["reasons"] == []
+        Runtime(tiny_engine, cuda_graphs="always")
+    assert Runtime(tiny_engine, backend="torch", cuda_graphs="off").info["cuda_graphs"]["reasons"] == []
 
 
 def test_buckets_waste_little():
