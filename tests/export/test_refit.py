@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +63,7 @@ def test_the_engine_is_the_one_that_an_export_would_make_but_the_graphs_are_kept
     engine, second, tmp_path, monkeypatch, tiny_maps
 ):
     before = open_engine(engine).manifest
+    contents = {name: (engine / name).read_bytes() for name in GRAPHS}
     checkpoint = second()
     expected = export(ExportOptions(checkpoint=checkpoint, out=tmp_path / "exported.engine", max_batch=8))
 
@@ -72,6 +75,7 @@ def test_the_engine_is_the_one_that_an_export_would_make_but_the_graphs_are_kept
     assert refit(engine, ExportOptions(checkpoint=checkpoint)) == engine
     after = open_engine(engine).manifest
     assert {name for name in after.files if after.files[name] == before.files.get(name)} == GRAPHS
+    assert {name: (engine / name).read_bytes() for name in GRAPHS} == contents
     assert after.files["weights.safetensors"] == open_engine(expected).manifest.files["weights.safetensors"]
     assert (after.name, after.source.file_name, after.sampling.steps) == ("second", "second.safetensors", 3)
     assert after.max_batch == 8
@@ -161,6 +165,22 @@ def test_b9_an_interruption_leaves_the_engine_as_it_was(engine, second):
     with pytest.raises(KeyboardInterrupt):
         refit(engine, ExportOptions(checkpoint=second()), stop)
     assert open_engine(engine).manifest == before
+    assert sorted(path.name for path in engine.parent.iterdir()) == ["first.engine", "second.safetensors"]
+
+
+def test_b9_killed_in_the_middle(engine, second):
+    """Killed when the new weights are there and nothing is checked yet."""
+    before = open_engine(engine).manifest
+    checkpoint = second()
+    command = [sys.executable, "-m", "featinv_export", "--ckpt", str(checkpoint), "--refit", str(engine)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while not list(engine.parent.glob(".first.engine.*partial/weights.safetensors")):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.02)
+        process.kill()
+    assert open_engine(engine).manifest == before
+    refit(engine, ExportOptions(checkpoint=checkpoint))
+    assert open_engine(engine).manifest.name == "second"
     assert sorted(path.name for path in engine.parent.iterdir()) == ["first.engine", "second.safetensors"]
 
 
