@@ -1,7 +1,6 @@
 """The engine that the package ships: what it reaches here, and what its figures claim.
 
-The same seeds give the same images on every platform but for rounding, so the room below is for scenes: 64 of the 512
-that the figures stand for.
+The same seeds give the same images on every platform but for rounding: the figures of the first scenes are repeated here.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ from featinv_fast.engine import ParityStatus
 from featinv_fast.evaluate import Example, Setting, evaluate
 
 SCENES = 64
-COSINE_ROOM, MATCH_ROOM = 0.02, 0.06
+# For rounding: it moves the images a little, and may tip the class of two of the scenes.
+COSINE_ROOM, MATCH_ROOM = 0.005, 2.5 / SCENES
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +50,11 @@ def shipped(name: str):
 
 @pytest.mark.parametrize("name", demo.ENGINES)
 def test_it_reaches_what_its_figures_say(measured, name):
-    row, claimed = measured[name], shipped(name)
-    assert claimed["n"] >= 512
-    assert row.cosine.mean > claimed["cosine"]["mean"] - COSINE_ROOM
-    assert row.top1 > claimed["top1"] - MATCH_ROOM
+    (claimed,) = rows("first", engine=demo.load_engine(name).manifest.name)
+    assert claimed["n"] == SCENES
+    assert measured[name].cosine.mean == pytest.approx(claimed["cosine"]["mean"], abs=COSINE_ROOM)
+    assert measured[name].top1 == pytest.approx(claimed["top1"], abs=MATCH_ROOM)
+    assert shipped(name)["n"] >= 512
 
 
 def test_the_figures_have_the_papers_orderings():

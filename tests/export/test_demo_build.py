@@ -70,6 +70,8 @@ def test_the_figures_cover_what_is_claimed(built):
         ("yer 1", "yer 1", "engine"),
         ("yer 1", "yer 1", "autoencoder"),
     ]
+    first = [(row["engine"], row["steps"], row["n"]) for row in results["first"]]
+    assert first == [("demo teacher", 50, 3), ("demo consistency student", 4, 3)]
     groups = [row["group"] for row in results["robustness"]]
     assert len(groups) == 3 + 4 * 5
     assert set(groups) == set(results["accuracy"])
