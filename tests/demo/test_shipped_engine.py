@@ -1,6 +1,6 @@
 """The engine that the package ships: what it reaches here, and what its figures claim.
 
-The same seeds give the same images on every platform but for rounding: the figures of the first scenes are repeated here.
+The same seeds give the same images on every platform but for rounding: figures of the first scenes are repeated here.
 """
 
 from __future__ import annotations
