@@ -1,0 +1,90 @@
+"""The built-in engines on every backend of a CPU: the packages and graphs that they do not ship are made here."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx_ir
+import pytest
+import torch
+
+from featinv_export import parity
+from featinv_export.aoti_packages import write_packages
+from featinv_export.onnx_graphs import export_graph
+from featinv_export.stored import stored_cases
+from featinv_export.weights import weight_index
+from featinv_fast import Runtime, demo
+from featinv_fast.backends.aoti_ import target_here
+from featinv_fast.backends.torch_ import WEIGHT_FILE, TorchSession
+from featinv_fast.engine import EngineFolder, open_engine
+from featinv_fast.rewrites.engine_model import EngineModel
+
+CPU = torch.device("cpu")
+BACKENDS = ("torch", "onnxruntime", "aoti")
+# A change of summation order alone moves outputs by 2e-6.
+TOLERANCE = 2e-5
+STEPS = {"student": 4, "teacher": 10}
+
+
+@pytest.fixture(scope="module")
+def engines(restage, tmp_path_factory) -> dict[str, EngineFolder]:
+    """Both engines with ONNX graphs and AOTInductor packages, made once: they hold no weights."""
+    folder = tmp_path_factory.mktemp("built_in")
+    first, *others = demo.ENGINES
+    manifest = demo.load_engine(first).manifest
+
+    def make(stage: Path) -> None:
+        session = TorchSession(manifest.model, stage / WEIGHT_FILE, device=CPU, precision=manifest.precision)
+        write_packages(session.graphs, manifest.graph_specs(), CPU, stage, lambda _: None)
+        graphs, index = EngineModel.empty(manifest.model).graphs(), weight_index(stage)
+        for name, spec in manifest.graph_specs().items():
+            onnx_ir.save(export_graph(graphs[name], spec, index), stage / f"{name}.onnx")
+
+    def copy(stage: Path) -> None:
+        assert weight_index(stage) == weight_index(folder / first)
+        for suffix in ("onnx", "pt2"):
+            for path in (folder / first).glob(f"*.{suffix}"):
+                shutil.copyfile(path, stage / path.name)
+
+    aoti = target_here(CPU)
+    restage(demo.engine_path(first), folder / first, make, aoti=aoti)
+    for name in others:
+        restage(demo.engine_path(name), folder / name, copy, aoti=aoti)
+    return {name: open_engine(folder / name) for name in demo.ENGINES}
+
+
+# One test, because parallel test processes would each compile the packages.
+def test_every_backend_agrees_on_every_graph_and_on_images(engines, relative_norm):
+    features = demo.load_scenes(3).features
+    for name, engine in engines.items():
+        manifest = engine.manifest
+        candidate = parity.Candidate(
+            folder=engine.path,
+            config=manifest.model,
+            specs=manifest.graph_specs(),
+            precision=manifest.precision,
+            kept_fp32=manifest.kept_fp32,
+            onnx=True,
+            aoti=CPU,
+        )
+        compared = parity.compare(candidate, stored_cases(candidate), lambda _: None)
+        assert {(row.graph, row.backend, row.batch) for row in compared} == {
+            (graph, backend, batch) for graph in manifest.graph_specs() for backend in BACKENDS for batch in (1, 2)
+        }
+        assert {row.status for row in compared} == {"passed"}
+        assert max(row.relative for row in compared) <= TOLERANCE
+
+        latents, images = {}, {}
+        for backend in BACKENDS:
+            runtime = Runtime(engine, backend=backend, device="cpu", trust_engine=True)
+            inversion = runtime.invert(features, steps=STEPS[name], output_type="latent")
+            assert (inversion.flags.backend, inversion.flags.sampler) == (backend, manifest.sampling.sampler)
+            latents[backend] = torch.from_numpy(inversion.images)
+            images[backend] = runtime.decode(latents["torch"]).astype(int)
+        for backend in BACKENDS[1:]:
+            assert relative_norm(latents[backend], latents["torch"]) <= TOLERANCE
+            difference = np.abs(images[backend] - images["torch"])
+            assert difference.max() <= 1
+            assert (difference != 0).mean() <= 1e-3
