@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -210,6 +211,43 @@ def test_c3_packages_that_were_not_made_here_need_trust(engine, monkeypatch, tmp
     with pytest.raises(BackendUnavailableError, match="native code"):
         load(Request(engine=engine, device=CPU), "aoti")
     assert reasons(engine, trust_engine=True) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+@pytest.mark.parametrize("what", [".", "decoder.pt2"])
+def test_c3_a_folder_or_package_that_others_may_write_to_needs_trust(aoti_engine, restage, tmp_path, what):
+    other = open_engine(restage(aoti_engine, tmp_path / "open.engine"))
+    path = other.path / what
+    path.chmod(path.stat().st_mode | 0o002)
+    assert reasons(other) == [f"others than the owner may write to {path.name}: change the permissions"]
+    assert reasons(other, trust_engine=True) == []
+
+
+@pytest.mark.parametrize("damage", ["changed", "longer", "shorter", "missing"])
+def test_c1_a_damaged_package_never_reaches_torch(aoti_engine, restage, tmp_path, monkeypatch, damage):
+    def parsed(*_: object, **__: object) -> None:
+        raise AssertionError("torch was given a file of a damaged engine")
+
+    package = restage(aoti_engine, tmp_path / "damaged.engine") / "denoiser.pt2"
+    content = package.read_bytes()
+    middle = len(content) // 2
+    package.unlink()
+    if damage != "missing":
+        changed = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        package.write_bytes({"changed": changed, "longer": content + b"\0", "shorter": content[:-1]}[damage])
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", parsed)
+    with pytest.raises(EngineIntegrityError, match=r"denoiser\.pt2"):
+        Runtime(package.parent, backend="aoti")
+
+
+def test_c8_nothing_opens_a_socket(engine, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    for name in ("socket", "create_connection", "getaddrinfo", "gethostbyname"):
+        monkeypatch.setattr(socket, name, refuse)
+    image = Runtime(engine, backend="aoti").decode(torch.zeros(1, 4, 32, 32), output_type="torch")
+    assert image.isfinite().all()
 
 
 def test_a_file_that_is_no_package_is_refused(aoti_engine, restage, tmp_path):

@@ -16,7 +16,7 @@ from torch import nn
 
 import featinv_export
 import featinv_fast
-from featinv_export import cli, exporter
+from featinv_export import cli, exporter, parity
 from featinv_export.aoti_packages import compile_graph, require_compiler
 from featinv_export.options import ExportOptions
 from featinv_export.refit import refit
@@ -26,7 +26,7 @@ from featinv_fast.backends.aoti_ import quiet_torch
 from featinv_fast.engine import open_engine
 from featinv_fast.engine.graphs import Dim, GraphSpec, TensorSpec
 from featinv_fast.engine.trust import CACHE_VARIABLE
-from featinv_fast.errors import ArgumentError, ExportError, MissingPackageError
+from featinv_fast.errors import ArgumentError, ExportError, MissingPackageError, ParityError
 
 GRAPHS = ("condition_encoder", "time_embedding", "denoiser", "denoiser_unguided", "decoder")
 CPU = torch.device("cpu")
@@ -47,6 +47,27 @@ def test_b13_every_graph_was_compared_at_two_batch_sizes(aoti_engine):
     rows = [info for info in open_engine(aoti_engine).manifest.parity if info.backend == "aoti"]
     assert {(info.graph, info.batch) for info in rows} == {(graph, batch) for graph in GRAPHS for batch in (1, 2)}
     assert all(info.status == "passed" and info.relative <= info.tolerance == 2e-5 for info in rows)
+
+
+def test_b12_a_package_that_computes_something_else_fails(aoti_engine, tmp_path):
+    engine = open_engine(aoti_engine)
+    candidate = parity.Candidate(
+        folder=engine.path,
+        config=engine.manifest.model,
+        specs=engine.graph_specs(),
+        precision=engine.manifest.precision,
+        kept_fp32=engine.manifest.kept_fp32,
+        onnx=False,
+        aoti=CPU,
+    )
+    timesteps = torch.tensor([481.0, 1.0])
+    rows = load(Request(engine=engine, device=CPU), "torch").run("time_embedding", timesteps)
+    for factor, status in ((1.0, "passed"), (1.0001, "failed")):
+        case = parity.Case("time_embedding", 2, (timesteps,), rows * factor)
+        results = parity.compare(candidate, [case], lambda _: None)
+        assert {(result.backend, result.status) for result in results} == {("torch", status), ("aoti", status)}
+    with pytest.raises(ParityError, match="2 of 2 comparisons"):
+        parity.require_passed(results, tmp_path / "report.json")
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
@@ -105,7 +126,7 @@ def test_packages_that_cannot_be_run_are_kept_and_said_not_to_be_checked(
 
 
 @pytest.mark.parametrize("device", ["cpu", "auto"])
-def test_without_a_compiler_nothing_is_begun(device, monkeypatch, tmp_path):
+def test_c6_without_a_compiler_nothing_is_begun(device, monkeypatch, tmp_path):
     from torch._inductor import config
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -115,7 +136,7 @@ def test_without_a_compiler_nothing_is_begun(device, monkeypatch, tmp_path):
     assert "g++" in caught.value.remedy
 
 
-def test_without_the_gpu_nothing_is_begun(monkeypatch, tmp_path, capsys):
+def test_c6_without_the_gpu_nothing_is_begun(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torch.version, "cuda", None)
     assert cli.main(["--ckpt", str(tmp_path / "none.safetensors"), "--aoti", "cuda"]) == 1
     error = capsys.readouterr().err
