@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from featinv_fast.samplers import OFFICIAL_SCHEDULE
 from featinv_fast.samplers.lcm import ORIGINAL_INFERENCE_STEPS, SIGMA_DATA, TIMESTEP_SCALING
 from featinv_fast.train import diffusion
-from featinv_fast.train.distill import DistillObjective, ddim_step
+from featinv_fast.train.distill import DistillObjective
 
 SKIP = OFFICIAL_SCHEDULE.training_steps // ORIGINAL_INFERENCE_STEPS  # k, 20 times
 
@@ -40,26 +42,53 @@ class ConsistencyObjective(DistillObjective):
         latents, features = self.inputs.latents(batch, generator), self.inputs.features(batch)
         count, device = len(latents), latents.device
         index = torch.randint(ORIGINAL_INFERENCE_STEPS, (count,), generator=generator)
-        start = (index + 1) * SKIP - 1  # [B], 19, 39, ..., 999
-        end = (start - SKIP).clamp_min(0)
+        times = (index + 1) * SKIP - 1  # [B], 19, 39, ..., 999
         scale = self.guidance(count, generator, device)
-        embedded = scale if self.recipe.guidance_channels else None
-        z_start = diffusion.add_noise(latents, diffusion.normal(latents, generator), start)
-        a_start, a_end = (diffusion.signal_share(times).to(device) for times in (start, end))
-        start_time, end_time = (times.to(device).float() for times in (start, end))
-        with torch.no_grad():
-            eps = self.teacher.guided(z_start, start_time, features, scale)
-            z_end = ddim_step(z_start, eps, a_start, a_end)
-            eps = self._averaged(average)(z_end, end_time, features, embedded)
-            target = consistency(z_end, eps, end_time, a_end)
-        eps = self.student(z_start, start_time, features, embedded)
-        made = consistency(z_start, eps, start_time, a_start).float()
+        noise = diffusion.normal(latents, generator)
+        z = diffusion.add_noise(latents, noise, times)
+        target = latents.clone()  # of the first items, which stand on the student's own path
+        own = 0
+        if self.recipe.own_path is not None:
+            own = math.ceil(self.recipe.own_path.share * count)
+            stops = diffusion.own_stops(times[:own], self.recipe.own_path.jumps, generator)
+            z[:own] = self._own_path(noise[:own], stops, features[:own], scale[:own], generator)
+        if own < count:
+            target[own:] = self._taught(z[own:], times[own:], features[own:], scale[own:], average)
+        made = self._x0(self.student, z, times, features, scale).float()
         c = self.recipe.huber
-        loss = (((made - target.float()).square() + c**2).sqrt() - c).mean()
-        if self.perceptual is None:
-            return {"loss": loss}
-        seen = self.perceptual(made, latents)
-        return {"loss": loss + seen, "consistency": loss.detach(), "perceptual": seen.detach()}
+        distance = ((made - target.float()).square() + c**2).sqrt() - c
+        losses = {"loss": distance.mean()}
+        parts = {"own_path": distance[:own], "consistency": distance[own:]}
+        losses |= {name: part.detach().mean() for name, part in parts.items() if len(part)}
+        if self.perceptual is not None:
+            seen = self.perceptual(made, latents)
+            losses |= {"loss": losses["loss"] + seen, "perceptual": seen.detach()}
+        return losses
+
+    @torch.no_grad()
+    def _taught(
+        self, z: Tensor, times: Tensor, features: Tensor, scale: Tensor, average: Mapping[str, Tensor]
+    ) -> Tensor:
+        """x0 of the averaged student, one step of the teacher after `z` [B, 4, h, w] at `times` [B]."""
+        end = (times - SKIP).clamp_min(0)
+        eps = self.teacher.guided(z, times.to(z.device).float(), features, scale)
+        z = diffusion.ddim_step(z, eps, *(diffusion.signal_share(t).to(z.device) for t in (times, end)))
+        return self._x0(self._averaged(average), z, end, features, scale)
+
+    @torch.no_grad()
+    def _own_path(
+        self, z: Tensor, stops: list[Tensor], features: Tensor, scale: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Where the student's own LCM steps lead from pure noise `z` [B, 4, h, w], from stop to stop."""
+        for start, end in itertools.pairwise(stops):
+            x0 = self._x0(self.student, z, start, features, scale)
+            z = diffusion.add_noise(x0, diffusion.normal(z, generator), end)
+        return z
+
+    def _x0(self, student: nn.Module, z: Tensor, times: Tensor, features: Tensor, scale: Tensor) -> Tensor:
+        time = times.to(z.device).float()
+        eps = student(z, time, features, scale if self.recipe.guidance_channels else None)
+        return consistency(z, eps, time, diffusion.signal_share(times).to(z.device))
 
     def _averaged(self, average: Mapping[str, Tensor]) -> nn.Module:
         """The student with averaged weights: a second module, since several threads may use both at the same time."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from featinv_fast import samplers
@@ -69,17 +72,31 @@ class ControlNetObjective(Objective):
         noise = diffusion.normal(latents, generator)
         dropped = drop_mask(len(latents), self._recipe.drop_features, generator).to(latents.device)  # [B, 1, 1]
         x = diffusion.add_noise(latents, noise, times)
+        own = 0  # the first items stand on the model's own path
+        if self._recipe.own_path is not None:
+            own = math.ceil(self._recipe.own_path.share * len(latents))
+            times[:own] = diffusion.random_times(own, generator)  # sampling visits all of them
+            dropped[:own] = False
+            stops = diffusion.own_stops(times[:own], self._recipe.own_path.jumps, generator)
+            x[:own] = self._own_path(stops, noise[:own], features[:own])
         eps = self._predict(
             x,
             times.to(latents.device).float(),
             features.masked_fill(dropped[..., None], 0.0),
             torch.where(dropped, self.uncond, self.cond),
         )
-        losses = diffusion.losses(eps, noise, times, self._recipe.weighting)
+        x0 = diffusion.predicted_x0(x, eps, diffusion.signal_share(times).to(x))
+        losses = {"loss": latents.new_zeros(())}
+        if own < len(latents):
+            losses = diffusion.losses(eps[own:], noise[own:], times[own:], self._recipe.weighting)
+        if own:
+            # The noise that would explain such latents grows without bounds as the time goes to zero; x0 does not.
+            share, missed = own / len(latents), F.mse_loss(x0[:own].float(), latents[:own])
+            losses |= {"loss": (1 - share) * losses["loss"] + share * missed, "own_path": missed.detach()}
         if self._perceptual is not None:
             # Dropped items are among them: what nothing tells of has no place in the features either.
-            seen = self._perceptual(diffusion.predicted_x0(x, eps, diffusion.signal_share(times).to(x)), latents)
-            losses = losses | {"loss": losses["loss"] + seen, "perceptual": seen.detach()}
+            seen = self._perceptual(x0, latents)
+            losses |= {"loss": losses["loss"] + seen, "perceptual": seen.detach()}
         return losses
 
     def preview(self) -> Tensor:
@@ -91,6 +108,14 @@ class ControlNetObjective(Objective):
         table = samplers.build("ddim", PREVIEW_STEPS)
         made = diffusion.sample(table, lambda x, time: self._predict(x, time, features, self.cond), noise)
         return torch.stack([self.inputs.autoencoder.decode(x) for x in (latents, made)])
+
+    @torch.no_grad()
+    def _own_path(self, stops: list[Tensor], x: Tensor, features: Tensor) -> Tensor:
+        """Where DDIM leads from pure noise `x` [B, 4, h, w], from stop to stop, each times [B]."""
+        for start, end in itertools.pairwise(stops):
+            eps = self._predict(x, start.to(x.device).float(), features, self.cond)
+            x = diffusion.ddim_step(x, eps, *(diffusion.signal_share(t).to(x) for t in (start, end)))
+        return x
 
     def _predict(self, x: Tensor, time: Tensor, features: Tensor, context: Tensor) -> Tensor:
         condition = self.model.condition_encoder(features)

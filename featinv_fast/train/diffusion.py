@@ -43,6 +43,17 @@ def predicted_x0(x: Tensor, eps: Tensor, a: Tensor) -> Tensor:
     return (x - (1 - a).sqrt() * eps) / a.sqrt()
 
 
+def own_stops(times: Tensor, most: int, generator: torch.Generator) -> list[Tensor]:
+    """From the noisiest time to `times` [B] in equal steps, as many as drawn, `most` at most. See `OwnPathConfig`."""
+    last, jumps = OFFICIAL_SCHEDULE.training_steps - 1, int(torch.randint(1, most + 1, (1,), generator=generator))
+    return [last - (last - times) * i // jumps for i in range(jumps + 1)]
+
+
+def ddim_step(x: Tensor, eps: Tensor, a: Tensor, a_next: Tensor) -> Tensor:
+    """Deterministic DDIM (arXiv 2010.02502, eq. 12) between signal shares `a` and `a_next`, [B, 1, 1, 1] or numbers."""
+    return a_next.sqrt() * predicted_x0(x, eps, a) + (1 - a_next).sqrt() * eps
+
+
 def losses(eps: Tensor, noise: Tensor, times: Tensor, weighting: Weighting) -> dict[str, Tensor]:
     """Mean squared error of predicted noise [B, 4, h, w] at `times` [B]: "loss" as weighted, and "eps" as it is."""
     errors = (eps.float() - noise).square()

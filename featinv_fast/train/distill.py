@@ -81,8 +81,3 @@ class DistillObjective(Objective, abc.ABC):
             torch.Generator().manual_seed(1),
         )
         return torch.stack([self.inputs.autoencoder.decode(x) for x in (latents, slow, fast)])
-
-
-def ddim_step(x: Tensor, eps: Tensor, a: Tensor, a_next: Tensor) -> Tensor:
-    """Deterministic DDIM (arXiv 2010.02502, eq. 12) between signal shares `a` and `a_next`, [B, 1, 1, 1] or numbers."""
-    return a_next.sqrt() * diffusion.predicted_x0(x, eps, a) + (1 - a_next).sqrt() * eps

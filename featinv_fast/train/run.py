@@ -256,8 +256,9 @@ def _sampler(recipe: DistillRecipe) -> str:
 
 def _distill_objective(recipe: DistillRecipe) -> type[DistillObjective]:
     if recipe.method is Method.TRAJECTORY:
-        if recipe.perceptual is not None:
-            raise ConfigError("the teacher's path has no perceptual loss", given="perceptual", remedy="leave it out")
+        for name in ("perceptual", "own_path"):
+            if getattr(recipe, name) is not None:
+                raise ConfigError("the teacher's path is all that is learned", given=name, remedy="leave it out")
         return TrajectoryObjective
     if recipe.training.ema_decay is None:
         raise ConfigError(

@@ -197,6 +197,31 @@ class PerceptualConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class OwnPathConfig:
+    """Scheduled sampling (arXiv 1506.03099; for diffusion models arXiv 2210.05147).
+
+    A part of every batch stands where the model itself arrives from pure noise by a few long steps (DDIM without
+    guidance, or LCM for a consistency student), not where the noised image is. From there, too, it learns to find x0,
+    as the features tell it: what went wrong early in the sampling is mended later instead of being completed.
+
+    Attributes:
+        share: of every batch.
+        jumps: the most steps from pure noise to the training time; each batch draws how many.
+    """
+
+    share: float = 0.5
+    jumps: int = 3
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1 or self.jumps < 1:
+            raise ConfigError(
+                "the model's own path is not sound",
+                given=f"share = {self.share}, jumps = {self.jumps}",
+                expected="0 < share <= 1, and a jump or more",
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What every recipe names.
 
@@ -303,6 +328,7 @@ class ControlNetRecipe(Recipe):
         weighting: of the times; as that of the base.
         perceptual: a second loss, on what the backbone sees of the decoded x0; None for none, as in the official
             training. It needs an autoencoder that keeps what the backbone sees.
+        own_path: where a part of the latents comes from; None for none, as in the official training.
         prompt: of the training; None is the official one, or what the base stores.
         tokenizer: for other prompts, CLIP's `tokenizer.json`.
         guidance_scale, unconditional_strength: defaults of the sampling, stored in the checkpoint.
@@ -318,6 +344,7 @@ class ControlNetRecipe(Recipe):
     times: Times = Times.UNIFORM
     weighting: Weighting = Weighting.EPS
     perceptual: PerceptualConfig | None = None
+    own_path: OwnPathConfig | None = None
     prompt: str | None = None
     tokenizer: str | None = None
     guidance_scale: float = 1.75
@@ -343,6 +370,7 @@ class DistillRecipe(Recipe):
         guidance_channels: width of that input's embedding; 0 for none.
         huber: c of the loss sqrt(d^2 + c^2) - c (arXiv 2310.04378's public code).
         perceptual: a second loss, on what the backbone sees of the student's decoded x0; for "consistency" only.
+        own_path: where a part of the latents comes from; those learn from the images alone. For "consistency" only.
     """
 
     teacher: str
@@ -357,6 +385,7 @@ class DistillRecipe(Recipe):
     guidance_channels: int = 0
     huber: float = 0.001
     perceptual: PerceptualConfig | None = None
+    own_path: OwnPathConfig | None = None
 
 
 RECIPES: Mapping[str, type[Recipe]] = {

@@ -24,7 +24,7 @@ from featinv_fast import samplers
 from featinv_fast.errors import ConfigError
 from featinv_fast.samplers import OFFICIAL_SCHEDULE
 from featinv_fast.train import diffusion
-from featinv_fast.train.distill import DistillObjective, ddim_step
+from featinv_fast.train.distill import DistillObjective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +90,13 @@ class TrajectoryObjective(DistillObjective):
         with torch.no_grad():
             end = self._teachers_path(segment, start, features, scale)
         eps = self.student(start, times.to(latents.device).float(), features, embedded)
-        return {"loss": F.mse_loss(ddim_step(start, eps, *_shares(segment.time, segment.end, start)).float(), end)}
+        made = diffusion.ddim_step(start, eps, *_shares(segment.time, segment.end, start))
+        return {"loss": F.mse_loss(made.float(), end)}
 
     def _teachers_path(self, segment: Segment, x: Tensor, features: Tensor, scale: Tensor) -> Tensor:
         for time, following in zip(segment.path, [*segment.path[1:], segment.end], strict=True):
             eps = self.teacher.guided(x, torch.full((1,), float(time), device=x.device), features, scale)
-            x = ddim_step(x, eps, *_shares(time, following, x))
+            x = diffusion.ddim_step(x, eps, *_shares(time, following, x))
         return x
 
 

@@ -24,7 +24,7 @@ from featinv_fast.train.average import learning
 from featinv_fast.train.consistency import ConsistencyObjective, consistency
 from featinv_fast.train.controlnet import ControlNetObjective
 from featinv_fast.train.data import ImageFolder
-from featinv_fast.train.distill import ddim_step
+from featinv_fast.train.diffusion import ddim_step
 from featinv_fast.train.extractor import Extractor
 from featinv_fast.train.inputs import Inputs
 from featinv_fast.train.perceptual import LatentPerceptual, Perceptual
@@ -37,6 +37,7 @@ from featinv_fast.train.settings import (
     DataConfig,
     DistillRecipe,
     Learns,
+    OwnPathConfig,
     PerceptualConfig,
     TrainingConfig,
 )
@@ -233,6 +234,101 @@ def test_the_perceptual_loss_is_that_of_a_part_of_the_decoded_x0(make_model, tin
 def test_perceptual_losses_of_nothing_are_refused(layers, share):
     with pytest.raises(ConfigError, match="perceptual"):
         PerceptualConfig(layers=layers, share=share)
+
+
+# --- the model's own path ---
+
+
+def test_a_share_of_the_latents_comes_from_where_the_model_itself_arrives(
+    make_model, tiny_config, inputs, batch, prompts
+):
+    """With a predictor that means the same image at all times, jumps of DDIM keep the noise that they start with."""
+    batch = batch | {"log_variance": torch.full_like(batch["mean"], -60.0)}
+    latents = batch["mean"] * tiny_config.autoencoder.latent_scale
+    settings = controlnet_recipe(drop_features=1.0, own_path=OwnPathConfig(share=0.5, jumps=3))
+    objective = ControlNetObjective(make_model(tiny_config), inputs, prompts, settings)
+    wrong, calls = 0.0, []
+
+    def predict(x, time, features, context):
+        calls.append((x, time, features, context))
+        a = diffusion.signal_share(time.long())
+        return (x - a.sqrt() * (latents[: len(x)] + wrong)) / (1 - a).sqrt()
+
+    objective._predict = predict
+    jumps = set()
+    for i in range(10):
+        calls.clear()
+        losses = objective(batch, seeded(i), None)
+        assert losses["own_path"] < 1e-8
+        *path, (x, time, features, context) = calls
+        jumps.add(len(path))
+        assert {len(x) for x, *_ in path} == {2}  # half of three, and never none
+        assert torch.equal(path[0][1], torch.full((2,), 999.0))
+        stops = torch.stack([stop for _, stop, *_ in path] + [time[:2]]).diff(dim=0)
+        assert (stops <= 0).all()
+        assert (stops.max(dim=0).values - stops.min(dim=0).values).max() <= 1  # equal ones, but for rounding
+        ends, pure = (diffusion.signal_share(t.long()) for t in (time, path[0][1]))
+        noise = (path[0][0] - pure.sqrt() * latents[:2]) / (1 - pure).sqrt()
+        torch.testing.assert_close(x[:2], ends[:2].sqrt() * latents[:2] + (1 - ends[:2]).sqrt() * noise)
+        # What follows the features is told them, whatever is dropped elsewhere.
+        torch.testing.assert_close(features[:2], batch["features"][:2])
+        assert torch.equal(context, torch.cat([prompts["cond"]] * 2 + [prompts["uncond"]]))
+        assert (features[2:] == 0).all()
+    assert jumps == {1, 2, 3}
+    wrong = 0.5
+    torch.testing.assert_close(objective(batch, seeded(), None)["own_path"], torch.tensor(0.25), rtol=1e-3, atol=0)
+
+
+def test_the_losses_of_both_parts_are_weighted_by_their_shares(make_model, tiny_config, inputs, batch, prompts):
+    model = make_model(tiny_config).requires_grad_()
+
+    def losses(share):
+        settings = controlnet_recipe(own_path=None if share is None else OwnPathConfig(share=share))
+        return ControlNetObjective(model, inputs, prompts, settings)(batch, seeded(9), None)
+
+    some, all_of_it = losses(0.5), losses(1.0)
+    assert set(losses(None)) == {"loss"}
+    assert all_of_it["loss"] == all_of_it["own_path"] > 0
+    rest = (some["loss"] - 2 / 3 * some["own_path"]) * 3
+    assert 0.5 < rest < 2  # an untrained model misses eps by about its variance
+    all_of_it["loss"].backward()
+    assert model.denoiser.controlnet.zero_convs[0].weight.grad.abs().sum() > 0
+
+
+def test_a_student_learns_from_where_its_own_steps_lead(ideal):
+    objective, batch = ideal(ConsistencyObjective, recipe(own_path=OwnPathConfig(share=1.0, jumps=3)))
+    paths = []
+    for i in range(10):
+        objective.student.calls.clear()
+        assert objective(batch, seeded(i), {})["loss"] < 1e-4
+        paths.append(list(objective.student.calls))
+        assert paths[-1][0] == [999.0] * 3
+        assert set(paths[-1][-1]) <= set(range(19, 1000, 20))
+    assert {len(path) for path in paths} == {2, 3, 4}  # one to three steps, and the one that learns
+    assert not objective.teacher.calls  # the image itself is the target
+    objective.student.drift = 0.5
+    objective.student.calls.clear()
+    losses = objective(batch, seeded(), {})
+    missed = 0.5 * torch.tensor(objective.student.calls[-1]) / 1000
+    expected = ((missed.square() + 1e-6).sqrt() - 1e-3).mean()
+    torch.testing.assert_close(losses["own_path"], expected, rtol=1e-2, atol=1e-4)
+
+
+def test_a_student_learns_from_its_teacher_beside_its_own_path(ideal):
+    objective, batch = ideal(ConsistencyObjective, recipe(own_path=OwnPathConfig(share=0.5, jumps=1)))
+    objective.teacher.latents = objective.student.latents = objective.student.latents[2:]  # of the last item
+    objective(batch, seeded(), {})
+    (taught,) = objective.teacher.calls
+    path, averaged, online = objective.student.calls
+    assert path == [999.0, 999.0]
+    assert taught == online[2:]
+    assert averaged == [max(taught[0] - 20, 0)]
+
+
+@pytest.mark.parametrize(("share", "jumps"), [(0.0, 1), (1.5, 1), (0.5, 0)])
+def test_an_own_path_of_nothing_is_refused(share, jumps):
+    with pytest.raises(ConfigError, match="own path"):
+        OwnPathConfig(share=share, jumps=jumps)
 
 
 # --- few steps ---

@@ -251,6 +251,7 @@ def test_guidance_may_be_an_input_of_the_student(root, runtime, see, scenes):
         (["guidance_channels=16", "learns=controlnet"], "part of the U-Net"),
         (["backbone.layer='2'"], "other features"),
         (["teacher=guided_teacher.safetensors"], "cannot teach"),
+        (["method=trajectory"], "all that is learned"),
     ],
 )
 def test_distillations_that_make_no_sense(root, changes, named):
