@@ -282,8 +282,9 @@ def stand_ins(
     """A folder like the built-in engine's, with random weights and images of 16 pixels. Do not change it."""
     folder = tmp_path_factory.mktemp("built_in") / "engine"
     config = dataclasses.replace(tiny_config, feature_channels=256)
+    features = {"backbone": "featinv_convnext", "layer": "final", "feature_shape": "256x4x4", "input_size": "64"}
     for name, sampler, steps in (("teacher", "ddim", "5"), ("student", "lcm", "2")):
-        metadata = {"feature_shape": "256x4x4", "sampler": sampler, "steps": steps, "guidance_scale": "1.0"}
+        metadata = {**features, "layout": "nchw", "sampler": sampler, "steps": steps, "guidance_scale": "1.0"}
         shutil.copytree(make_engine(config, metadata, name=f"scenes, {name}"), folder / name)
     small_backbones.register()
     with torch.random.fork_rng(devices=[]):

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from featinv_fast.cli.shared import DONE, FAILED, PARTIAL
+from featinv_fast.cli.shared import DONE, FAILED, PARTIAL, add_backend_options, backend_options
 from featinv_fast.errors import ArgumentError
 
 
@@ -35,9 +35,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="a .jsonl file to append the rows to")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="a picture of the curves; needs matplotlib")
     running = parser.add_argument_group("running")
-    running.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    running.add_argument("--precision", default="auto", help="auto, fp32, fp16 or bf16")
-    running.add_argument("--threads", type=int, help="CPU threads of one operation")
+    add_backend_options(running)
     running.add_argument("--force", action="store_true", help="replace a picture that is already there")
     running.add_argument("--quiet", action="store_true", help="no progress bars")
     running.add_argument("--json", action="store_true", help="print the rows as JSON instead of a table")
@@ -55,11 +53,9 @@ def run(options: argparse.Namespace) -> int:
         settings=tuple(Setting.parse(text) for text in options.samplers),
         rounds=options.rounds,
         warm_up=options.warm_up,
-        device=options.device,
-        precision=options.precision,
-        threads=options.threads,
         out=options.out,
         progress=not options.quiet,
+        **backend_options(options),
     )
     if options.plot is not None:  # before the work: where this fails, the work would be lost
         require_matplotlib()

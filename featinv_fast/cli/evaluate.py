@@ -13,6 +13,7 @@ from featinv_fast.cli.shared import (
     FAILED,
     PARTIAL,
     add_backbone_options,
+    add_engine_option,
     add_running_options,
     open_runtime,
 )
@@ -24,7 +25,7 @@ def add_parser(commands: Any) -> None:
         "eval", help="measure an engine's reconstructions of a folder of images"
     )
     parser.set_defaults(run=run)
-    parser.add_argument("--engine", required=True, type=Path, help="engine folder made by featinv-export")
+    add_engine_option(parser)
     parser.add_argument("--images", required=True, type=Path, help="folder of images")
     parser.add_argument("--out", required=True, type=Path, help="folder for report.json, page.html and the pictures")
     parser.add_argument(

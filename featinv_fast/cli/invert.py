@@ -13,6 +13,7 @@ from featinv_fast.cli.shared import (
     FAILED,
     PARTIAL,
     add_backbone_options,
+    add_engine_option,
     add_running_options,
     open_runtime,
 )
@@ -37,7 +38,7 @@ def add_parser(commands: Any) -> None:
         "invert", help="turn images or feature maps into reconstructions"
     )
     parser.set_defaults(run=run)
-    parser.add_argument("--engine", required=True, type=Path, help="engine folder made by featinv-export")
+    add_engine_option(parser)
     parser.add_argument("--out", required=True, type=Path, help="folder for the images and inversion.json")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", type=Path, help="folder of images whose features are computed here")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featinv_fast.engine import EngineFolder
@@ -12,21 +14,60 @@ if TYPE_CHECKING:
 DONE, FAILED, USAGE, PARTIAL, INTERRUPTED = 0, 1, 2, 3, 130
 
 
+def add_engine_option(parser: argparse.ArgumentParser) -> None:
+    """The engine to run."""
+    parser.add_argument("--engine", type=Path, help="folder made by featinv-export (default: the built-in engine)")
+
+
 def add_running_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Options on how an engine is run."""
     group = parser.add_argument_group("running")
     group.add_argument("--backend", default="auto", help="auto, or a name that `featinv doctor` lists")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    group.add_argument("--precision", default="auto", help="auto, fp32, fp16 or bf16")
+    add_backend_options(group)
     group.add_argument(
         "--trust-engine",
         action="store_true",
         help="run native code of the engine that was not built here: TensorRT plans, AOTInductor packages",
     )
-    group.add_argument("--threads", type=int, help="CPU threads of one operation")
     group.add_argument("--force", action="store_true", help="write into a folder that holds an earlier run")
     group.add_argument("--quiet", action="store_true", help="no progress bars")
     return group
+
+
+def add_backend_options(group: argparse._ArgumentGroup) -> None:
+    """Options on how a backend runs: where, how precisely, and by what the torch backend computes."""
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    group.add_argument("--precision", default="auto", help="auto, fp32, fp16 or bf16")
+    group.add_argument("--threads", type=int, help="CPU threads of one operation")
+    group.add_argument(
+        "--kernels",
+        type=_kernels,
+        default="auto",
+        metavar="NAME | OP=NAME,...",
+        help="of the torch backend: auto (fused operations on an NVIDIA GPU), off (plain layers), or providers that "
+        "`featinv doctor` lists, e.g. triton, or attention=xformers,geglu=triton",
+    )
+    group.add_argument(
+        "--cuda-graphs",
+        default="auto",
+        metavar="MODE",
+        help="of the torch backend: auto, off, step (a CUDA graph for a step) or loop (one for all steps)",
+    )
+
+
+def backend_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What `add_backend_options` was given, as arguments of `Runtime`."""
+    return {name: getattr(options, name) for name in ("device", "precision", "threads", "kernels", "cuda_graphs")}
+
+
+def _kernels(text: str) -> str | dict[str, str]:
+    """A name, or one for each operation."""
+    if "=" not in text:
+        return text
+    named = {operation: provider for operation, _, provider in (part.partition("=") for part in text.split(","))}
+    if "" in named.values() or len(named) <= text.count(","):  # an operation without a provider, or named twice
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form attention=xformers,geglu=triton")
+    return named
 
 
 def add_backbone_options(parser: argparse.ArgumentParser) -> None:
@@ -37,14 +78,24 @@ def add_backbone_options(parser: argparse.ArgumentParser) -> None:
 
 
 def open_runtime(options: argparse.Namespace, engine: EngineFolder | None = None) -> Runtime:
-    """The runtime that `add_running_options` describes, of `engine` or of the engine that `--engine` names."""
+    """The runtime that `add_running_options` describes, of `engine` or of the engine that `--engine` names.
+
+    Where neither is given, it is the built-in one, which is said on stderr: it takes features of one backbone alone.
+    """
     from featinv_fast.runtime import Runtime
 
-    return Runtime(
+    runtime = Runtime(
         options.engine if engine is None else engine,
         backend=options.backend,
-        device=options.device,
-        precision=options.precision,
-        threads=options.threads,
         trust_engine=options.trust_engine,
+        **backend_options(options),
     )
+    if engine is None and options.engine is None:
+        manifest = runtime.engine.manifest
+        spec = manifest.features
+        print(
+            f"featinv: no --engine is named: the built-in one, {manifest.name!r}, which takes features "
+            f"[{spec.channels}, {spec.height}, {spec.width}] of the backbone {spec.backbone}, layer {spec.layer}",
+            file=sys.stderr,
+        )
+    return runtime

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from featinv_fast import arguments
-from featinv_fast.backends import BACKENDS, Request, reasons_against, resolve_device
+from featinv_fast.backends import BACKENDS, resolve_device
 from featinv_fast.commands.measuring import PeakMemory, environment, relative_error, rounded, summary
 from featinv_fast.config import FeatureLayout, Precision
 from featinv_fast.engine import EngineFolder, open_engine
@@ -53,7 +53,7 @@ class BenchOptions:
         settings: samplers, steps and guidance.
         rounds: timed calls of each contender.
         warm_up: calls before that.
-        device, precision, threads: as of `Runtime`.
+        device, precision, threads, kernels, cuda_graphs: as of `Runtime`; the last two for the torch backend alone.
         out: a JSONL file that rows are appended to.
         progress: show what is running on stderr.
 
@@ -70,6 +70,8 @@ class BenchOptions:
     device: str = "auto"
     precision: str = "auto"
     threads: int | None = None
+    kernels: str | Mapping[str, str] = "auto"
+    cuda_graphs: str = "auto"
     out: Path | None = None
     progress: bool = True
 
@@ -81,6 +83,18 @@ class BenchOptions:
         for name, value, least in (("rounds", self.rounds, 2), ("warm-up", self.warm_up, 1)):
             if value < least:
                 raise ArgumentError(f"the number of {name} calls is too small", given=value, expected=f">= {least}")
+        if self.of_torch != {"kernels": "auto", "cuda_graphs": "auto"} and REFERENCE not in (self.backends or BACKENDS):
+            raise ArgumentError(
+                "kernels and CUDA graphs are of the torch backend",
+                given=f"{self.of_torch}, backends {', '.join(self.backends)}",
+                expected="torch among the backends",
+                remedy="add it, or leave these options out",
+            )
+
+    @property
+    def of_torch(self) -> dict[str, Any]:
+        """Arguments of `Runtime` for the torch backend alone."""
+        return {"kernels": self.kernels, "cuda_graphs": self.cuda_graphs}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -124,25 +138,21 @@ class Bench:
         self.device = resolve_device(options.device)
         for setting in options.settings:  # before anything is loaded
             arguments.step_table(self.engine.manifest.sampling, setting.sampler, setting.steps, 0.0)
-        precision = options.precision
-        request = Request(
-            engine=self.engine,
-            device=self.device,
-            precision=None if precision == "auto" else Precision(arguments.choice("precision", precision, Precision)),
-            threads=options.threads,
-        )
-        against = reasons_against(request)
-        asked = options.backends or tuple(against)
-        self.refused = {name: against[name] for name in asked if against[name]}
-        names = [name for name in asked if not against[name]]
-        if not names:
+        asked = options.backends or tuple(BACKENDS)
+        self.refused: dict[str, list[str]] = {}
+        self.runtimes: dict[str, Runtime] = {}
+        for name in asked:
+            try:
+                self.runtimes[name] = self._open(name, options.precision, options.of_torch if name == REFERENCE else {})
+            except BackendUnavailableError as error:
+                self.refused[name] = error.reasons[name]
+        if not self.runtimes:
             raise BackendUnavailableError(
                 "no backend that was asked for can run this engine",
                 given=f"device {self.device}, backends {', '.join(asked)}",
                 reasons=self.refused,
                 remedy="see `featinv doctor`",
             )
-        self.runtimes = {name: self._open(name, options.precision) for name in names}
         self.maps = self._maps(max((GATE_ROWS, *options.batch_sizes)))
 
     def rows(self) -> Iterator[Row]:
@@ -163,10 +173,9 @@ class Bench:
                         append(self.options.out, row)
                     yield row
 
-    def _open(self, backend: str, precision: str) -> Runtime:
-        return Runtime(
-            self.engine, backend=backend, device=str(self.device), precision=precision, threads=self.options.threads
-        )
+    def _open(self, backend: str, precision: str, more: Mapping[str, Any]) -> Runtime:
+        device, threads = str(self.device), self.options.threads
+        return Runtime(self.engine, backend=backend, device=device, precision=precision, threads=threads, **more)
 
     def _maps(self, count: int) -> Tensor:
         """Random feature maps [count, C, H, W]."""
@@ -187,8 +196,8 @@ class Bench:
             )
 
     def _reference(self, setting: Setting) -> Tensor:
-        """The first images after a few steps: torch in fp32, one by one."""
-        runtime = self._open(REFERENCE, Precision.FP32)
+        """The first images after a few steps: torch in fp32, one by one, as plainly as it can."""
+        runtime = self._open(REFERENCE, Precision.FP32, {"kernels": "off", "cuda_graphs": "off"})
         found = self._invert(runtime, setting, GATE_ROWS, steps=GATE_STEPS, batch_size=1, output_type="torch")
         return found.images
 
@@ -227,6 +236,8 @@ class Bench:
             tolerance = max(tolerance, TOLERANCES[Precision.FP16])
         contender.row |= {
             "precision": str(precision),
+            "kernels": contender.runtime.info["kernels"],
+            "cuda_graphs": contender.runtime.info["cuda_graphs"]["mode"],
             "guidance_scale": found.flags.guidance_scale,
             "gate": {"steps": found.flags.steps, "relative": rounded(error, 3), "tolerance": tolerance},
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import itertools
 import platform
 from pathlib import Path
@@ -11,23 +10,9 @@ from typing import Any
 import torch
 
 from featinv_fast.backends import BACKENDS, Request, preferred, reasons_against
+from featinv_fast.commands.measuring import package_versions, processor
 from featinv_fast.engine import open_engine
 from featinv_kernels import support_table
-
-PACKAGES = (
-    "featinv-fast",
-    "torch",
-    "numpy",
-    "safetensors",
-    "onnx",
-    "onnxscript",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "triton",
-    "timm",
-    "tokenizers",
-    "diffusers",
-)
 
 
 def doctor(engine: Path | None = None) -> dict[str, Any]:
@@ -49,10 +34,10 @@ def doctor(engine: Path | None = None) -> dict[str, Any]:
         "system": {
             "python": platform.python_version(),
             "platform": platform.platform(),
-            "processor": _processor(),
+            "processor": processor(),
             "threads": torch.get_num_threads(),
         },
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": package_versions(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "backends": {
             device.type: {name: backend.problems_here(device) for name, backend in BACKENDS.items()}
@@ -111,18 +96,3 @@ def describe(report: dict[str, Any]) -> str:
 def can_serve(report: dict[str, Any]) -> bool:
     """Whether any backend is ready."""
     return any(not reasons for backends in report["backends"].values() for reasons in backends.values())
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from featinv_fast.commands.invert import backbone_spec
+from featinv_fast.commands.invert import backbone_spec, open_backbone
 from featinv_fast.config import FeatureLayout
 from featinv_fast.errors import ArgumentError
 from featinv_fast.evaluate import (
@@ -139,7 +139,7 @@ def _backbone(runtime: Runtime, options: EvaluateOptions) -> Backbone:
     if spec.layout is FeatureLayout.POOLED:
         # The map before pooling; an engine of pooled features does not record its size and layout.
         spec = dataclasses.replace(spec, layout=FeatureLayout.NCHW, height=None, width=None)
-    return Backbone(spec, weights=options.backbone_weights, device=runtime.info["device"])
+    return open_backbone(spec, options.backbone_weights, runtime.info["device"])
 
 
 def _examples(paths: list[Path], options: EvaluateOptions, unreadable: dict[str, str]) -> Iterator[Example]:

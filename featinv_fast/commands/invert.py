@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from featinv_fast import demo
 from featinv_fast.config import FeatureLayout, FeatureSpec, to_dict
 from featinv_fast.errors import ArgumentError, FeatInvError, OutOfMemoryError
 from featinv_fast.features import (
@@ -157,7 +158,7 @@ def _chunks(runtime: Runtime, options: InvertOptions) -> Iterator[Chunk]:
         spec = backbone_spec(spec, options.backbone, options.layer)
         paths = list_images(options.images)
         names = _names(options.images, paths)
-        backbone = Backbone(spec, weights=options.backbone_weights, device=runtime.info["device"])
+        backbone = open_backbone(spec, options.backbone_weights, runtime.info["device"])
         for start in range(0, len(paths), CHUNK):
             images, errors = _read_images(paths[start : start + CHUNK], backbone.input_size)
             yield Chunk(
@@ -221,6 +222,23 @@ def backbone_spec(engine: FeatureSpec, name: str | None, layer: str | None) -> F
             remedy="name it: --backbone convnext_base",
         )
     return known_spec(name, layer or "final")
+
+
+def open_backbone(spec: FeatureSpec, weights: str | None, device: str) -> Backbone:
+    """The network that computes the features of `spec`, on `device`.
+
+    Args:
+        spec: of `backbone_spec`.
+        weights: see `Backbone`. Where none are named, those of the built-in backbone come with the package, and timm
+            has those of all others.
+        device: where it runs.
+
+    Raises:
+        FeatInvError: the backbone or its weights cannot be had.
+    """
+    if weights is None and spec.backbone == demo.backbone_spec().backbone:
+        return demo.backbone(spec.layer or "final", device=device)
+    return Backbone(spec, weights=weights, device=device)
 
 
 def _write(out: Path, record: dict[str, Any]) -> None:

@@ -17,9 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featinv_fast.commands.doctor import PACKAGES
-
 GIB = 2**30
+PACKAGES = (
+    "featinv-fast",
+    "torch",
+    "numpy",
+    "safetensors",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "triton",
+    "timm",
+    "tokenizers",
+    "diffusers",
+)
 
 
 def environment(device: torch.device, threads: int | None = None) -> dict[str, Any]:
@@ -29,10 +41,11 @@ def environment(device: torch.device, threads: int | None = None) -> dict[str, A
         device: what computes; an NVIDIA GPU is described under "gpu".
         threads: CPU threads of one operation; `None` is torch's own number.
     """
+    installed = {name: version for name, version in package_versions().items() if version is not None}
     return {
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         **revision(),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **installed},
         "device": device_name(device),
         **({"gpu": _gpu(device)} if device.type == "cuda" else {}),
         "processor": processor(),
@@ -72,6 +85,19 @@ def processor() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def package_versions() -> dict[str, str | None]:
+    """The versions of this package and of those that it works with; `None` for what is not installed."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+@functools.cache
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def available_cores() -> int:
@@ -142,18 +168,6 @@ def _gpu(device: torch.device) -> dict[str, Any]:
         "multiprocessors": properties.multi_processor_count,
         "cuda": torch.version.cuda,
     }
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    """Of the packages that are installed."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
