@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,28 +10,11 @@ from featinv_fast import Runtime
 from featinv_fast.engine import open_engine
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "onnxruntime_alone.py"
-# Runs a script as a user would who has not installed this project.
-ALONE = """
-import runpy, sys
-
-class Refusal:
-    def find_spec(self, name, *_):
-        if name.partition(".")[0] in ("featinv_fast", "featinv_export", "featinv_kernels", "torch"):
-            raise ImportError(name)
-
-sys.meta_path.insert(0, Refusal())
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
 
-def test_the_example_inverts_what_the_runtime_inverts(tiny_engine: Path, tiny_maps, tmp_path: Path):
+def test_the_example_inverts_what_the_runtime_inverts(tiny_engine: Path, tiny_maps, run_alone, tmp_path: Path):
     np.save(tmp_path / "features.npy", tiny_maps.numpy())
-    arguments = [str(tiny_engine), str(tmp_path / "features.npy"), str(tmp_path / "images.npy")]
-    done = subprocess.run(
-        [sys.executable, "-c", ALONE, str(EXAMPLE), *arguments], capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    run_alone(EXAMPLE.name, tiny_engine, tmp_path / "features.npy", tmp_path / "images.npy")
     images = np.load(tmp_path / "images.npy")
     noise = np.random.default_rng(0).standard_normal((len(tiny_maps), 4, 8, 8)).astype(np.float32)
     expected = Runtime(tiny_engine, backend="onnxruntime", threads=1).invert(tiny_maps, latents=noise).images

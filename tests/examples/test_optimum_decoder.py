@@ -1,0 +1,159 @@
+"""The decoder that the example writes is one of optimum's: names, types, axes, scale and configuration.
+
+optimum-onnx 0.1 needs transformers < 4.58 and with it huggingface_hub < 1, diffusers 0.42.1 a later one, so that it
+cannot be installed beside what we are tested with. Its layout stands here as data, copied from what it declares
+(`VaeDecoderOnnxConfig`) and from a folder that it wrote. Where `FEATINV_OPTIMUM` names a folder of its packages, its
+own classes load and run the decoder too, and its declaration is compared with the data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor
+
+from featinv_fast.checkpoints.diffusers_configs import component_configs
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "optimum_decoder.py"
+VARIABLE = "FEATINV_OPTIMUM"
+PACKAGES = (
+    "optimum==2.1.* optimum-onnx==0.1.* 'transformers<4.58' 'huggingface_hub<1' 'tokenizers<0.23' 'diffusers<0.37' "
+    "'httpx<1' httpcore h11 anyio"
+)
+# Tensor -> dynamic axis -> its name, with "8" for the factor between latents and images.
+DECLARED = [
+    {"latent_sample": {"0": "batch_size", "2": "latent_height", "3": "latent_width"}},
+    {"sample": {"0": "batch_size", "2": "latent_height * 8", "3": "latent_width * 8"}},
+]
+# What ORTVaeDecoder and the pipelines around it read of config.json.
+READ_BY_PIPELINES = ("scaling_factor", "block_out_channels", "latent_channels", "sample_size", "up_block_types")
+
+
+@pytest.fixture(scope="module")
+def make_folder(run_alone, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """`make_folder(engine)`: what the example writes for an engine."""
+
+    def make(engine: Path) -> Path:
+        folder = tmp_path_factory.mktemp("optimum") / "folder"
+        run_alone(EXAMPLE.name, engine, folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def folder(make_folder, golden_engine: Path) -> Path:
+    """The decoder of the golden engine. Do not change it."""
+    return make_folder(golden_engine)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "vae_decoder" / "config.json").read_text())
+
+
+def decode(folder: Path, latents: Tensor) -> Tensor:
+    """As optimum's pipelines do it, with plain onnxruntime."""
+    session = onnxruntime.InferenceSession(folder / "vae_decoder" / "model.onnx", providers=["CPUExecutionProvider"])
+    scaled = latents / read_config(folder)["scaling_factor"]
+    return torch.from_numpy(session.run(["sample"], {"latent_sample": scaled.numpy()})[0])
+
+
+def check_interface(folder: Path, edge: int, factor: int) -> None:
+    """Optimum's names and types; of its axes the batch is dynamic, the size is the engine's own."""
+    session = onnxruntime.InferenceSession(folder / "vae_decoder" / "model.onnx", providers=["CPUExecutionProvider"])
+    sizes = {"batch_size": "batch_size", "latent_height": edge, "latent_width": edge}
+    sizes |= {f"{name} * 8": sizes[name] * factor for name in ("latent_height", "latent_width")}
+    for given, declared, channels in zip((session.get_inputs(), session.get_outputs()), DECLARED, (4, 3), strict=True):
+        ((name, axes),) = declared.items()
+        shape = [sizes[axes[str(axis)]] if str(axis) in axes else channels for axis in range(4)]
+        assert [(tensor.name, tensor.type, tensor.shape) for tensor in given] == [(name, "tensor(float)", shape)]
+
+
+def test_the_folder_is_optimums(folder: Path):
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert files == {"vae_decoder/model.onnx", "vae_decoder/config.json"}
+    check_interface(folder, edge=32, factor=8)
+
+
+def test_a_half_precision_decoder_has_the_same_interface(make_folder, golden_fp16_engine: Path, golden, relative_norm):
+    folder = make_folder(golden_fp16_engine)
+    check_interface(folder, edge=32, factor=8)
+    assert relative_norm(decode(folder, golden.inputs["in.decode"]), golden.expected["decode.image"]) <= 1e-2
+
+
+def test_another_architecture(make_folder, tiny_engine: Path):
+    check_interface(make_folder(tiny_engine), edge=8, factor=2)
+
+
+def test_the_graph_is_whole_and_says_nothing_of_our_names(folder: Path):
+    model = onnx.load(folder / "vae_decoder" / "model.onnx", load_external_data=False)
+    onnx.checker.check_model(model, full_check=True)
+    assert all(tensor.data_location == onnx.TensorProto.DEFAULT for tensor in model.graph.initializer)
+    names = {name for node in model.graph.node for name in (*node.input, *node.output)}
+    assert not names & {"latents", "image"}
+    assert {tensor.name for tensor in model.graph.initializer} <= names
+
+
+def test_the_configuration_is_the_autoencoders(folder: Path, golden):
+    config = read_config(folder)
+    assert config == component_configs(golden.config)["vae"]
+    assert config.keys() >= set(READ_BY_PIPELINES)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_it_decodes_what_the_model_decodes(folder: Path, golden_model, relative_norm, batch: int):
+    latents = torch.randn(batch, 4, 32, 32, generator=torch.Generator().manual_seed(batch))
+    assert relative_norm(decode(folder, latents), golden_model.autoencoder.decode(latents)) <= 2e-5
+
+
+def test_it_decodes_what_the_official_code_decoded(folder: Path, golden, relative_norm):
+    assert relative_norm(decode(folder, golden.inputs["in.decode"]), golden.expected["decode.image"]) <= 2e-5
+
+
+def test_a_decoder_that_does_not_begin_with_the_scale_is_refused(golden_engine: Path, tmp_path: Path):
+    model = onnx.load(golden_engine / "decoder.onnx")
+    (divide,) = (node for node in model.graph.node if "latents" in node.input)
+    divide.op_type = "Mul"
+    onnx.save(model, tmp_path / "decoder.onnx")
+    command = [sys.executable, str(EXAMPLE), str(tmp_path), str(tmp_path / "folder")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "begins with Mul, expected a division by the latent scale" in done.stderr
+    assert not (tmp_path / "folder").exists()
+
+
+@pytest.mark.skipif(
+    VARIABLE not in os.environ,
+    reason=f"{VARIABLE} names no folder with optimum's packages: pip install --no-deps --target DIR {PACKAGES}",
+)
+def test_optimum_runs_it_and_declares_this_layout(folder: Path, golden_model, relative_norm, tmp_path: Path):
+    packages = Path(os.environ[VARIABLE])
+    # Who names a folder wants this to run: an empty one must not pass for a success.
+    assert (packages / "optimum" / "onnxruntime").is_dir(), f"{packages} has no optimum-onnx"
+    latents = {str(batch): torch.randn(batch, 4, 32, 32) for batch in (1, 3)}
+    inputs, outputs = tmp_path / "inputs.npz", tmp_path / "outputs.npz"
+    np.savez(inputs, **{name: x.numpy() for name, x in latents.items()})
+    script = Path(__file__).with_name("run_in_optimum.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder), str(inputs), str(outputs)],
+        env=os.environ | {"PYTHONPATH": str(packages), "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == DECLARED
+    with np.load(outputs) as images:
+        for name, x in latents.items():
+            assert relative_norm(torch.from_numpy(images[name]), golden_model.autoencoder.decode(x)) <= 2e-5
