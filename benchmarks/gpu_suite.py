@@ -89,6 +89,7 @@ PARTS: tuple[Part, ...] = (
     ("decoders", 35, decoders.run),
     ("diffusers eager", 40, loops.run_eager),
     ("diffusers compiled", 80, loops.run_compiled),
+    ("compiled", 150, launch_paths.run_compiled),
 )
 
 

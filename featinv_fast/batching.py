@@ -82,7 +82,9 @@ class Executor:
         if overflowed and self.session.precision is not Precision.FP32:
             logger.warning("%d rows overflowed in %s: again in fp32", len(overflowed), self.session.precision)
             with _exhaustion_explained("the engine does not fit into memory once more in fp32", self.session.device):
-                session = load(dataclasses.replace(self._request, precision=Precision.FP32), "torch")
+                # Compiling takes minutes, which these rows alone are not worth.
+                request = dataclasses.replace(self._request, precision=Precision.FP32, compiled=False)
+                session = load(request, "torch")
             overflowed = self._compute(overflowed, size, session, begin)
         return {
             row: NumericalError(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from featinv_fast.backends import Session, is_out_of_memory
+from featinv_fast.backends.cuda_launch import algorithms_timed
 from featinv_fast.errors import BackendUnavailableError
 from featinv_fast.sampling import Plan, sample, start_noise
 from featinv_fast.steps_graph import StepsGraph
@@ -133,8 +134,9 @@ class GraphLoop(Loop):
                 self._pool = torch.cuda.graph_pool_handle()
             try:
                 graph = StepsGraph(self.session, plan, condition, latents, batch, count, decode=decode)
-                graph.warm_up(self._stream)
-                problem = _capture_problem(graph, self._stream, self._pool)
+                with algorithms_timed():
+                    graph.warm_up(self._stream)
+                    problem = _capture_problem(graph, self._stream, self._pool)
             except Exception as error:
                 if is_out_of_memory(error):
                     self._graphs.clear()

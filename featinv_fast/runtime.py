@@ -44,6 +44,11 @@ class Runtime:
         cuda_graphs: how the loop is launched on an NVIDIA GPU by the torch backend. "step": one CUDA graph for a step
             and one for the decoder; "loop": one for all steps and the decoder, during which Ctrl-C has to wait; "off":
             every operation on its own; "auto": as "step", or as "off" where that cannot be, which `info` explains.
+        compiled: let the torch backend compile what runs in every step, and the decoder, by `torch.compile`. Takes a
+            C++ compiler, and minutes for a model of full size when a batch first has one item, and when it first has
+            more. `kernels` says what the layers are before that.
+        two_streams: let the torch backend run the ControlNet beside the U-Net's encoder, on a second CUDA stream. Off
+            until a GPU has shown that it pays.
 
     Raises:
         ArgumentError: no such device, precision, kernels or use of graphs.
@@ -63,6 +68,8 @@ class Runtime:
         trust_engine: bool = False,
         kernels: str | Mapping[str, str] = "auto",
         cuda_graphs: str = "auto",
+        compiled: bool = False,
+        two_streams: bool = False,
     ) -> None:
         if engine is None:
             from featinv_fast.demo.builtin import load_engine
@@ -76,6 +83,8 @@ class Runtime:
             threads=None if threads is None else arguments.count("threads", threads),
             trust_engine=trust_engine,
             kernels=kernels,
+            compiled=compiled,
+            two_streams=two_streams,
         )
         self._cuda_graphs = CudaGraphs(arguments.choice("cuda_graphs", cuda_graphs, CudaGraphs))
         self._executor = Executor(self._request, backend)
@@ -96,6 +105,8 @@ class Runtime:
             "image_size": manifest.model.image_size,
             "max_batch": self._executor.fitting_batch,
             "kernels": dict(session.providers),
+            "compiled": list(session.compiled),
+            "two_streams": session.two_streams,
             "cuda_graphs": self._loop.info(),
             "adaptations": list(manifest.adaptations),
             "reasons_against": reasons_against(self._request),

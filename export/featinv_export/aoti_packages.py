@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from featinv_fast.backends.aoti_ import CPU_TARGET, SUFFIX, AotiBackend, quiet_torch, target_problems
+from featinv_fast.backends.aoti_ import CPU_TARGET, SUFFIX, AotiBackend, target_problems
 from featinv_fast.backends.base import Request
+from featinv_fast.backends.compiler import compiler_problems, quiet_torch
 from featinv_fast.engine.folder import EngineFolder
 from featinv_fast.engine.graphs import GraphSpec
 from featinv_fast.errors import ExportError, MissingPackageError
@@ -48,7 +49,7 @@ def require_compiler(device: torch.device) -> None:
         MissingPackageError: there is no C++ compiler, or no Triton for a GPU.
     """
     with quiet_torch():
-        from torch._inductor import config, cpp_builder, exc
+        from torch._inductor import config
 
     problems = target_problems(device)
     if device.type == "cpu" and not hasattr(config.cpp, "march"):
@@ -60,18 +61,14 @@ def require_compiler(device: torch.device) -> None:
             expected="the device itself, and torch 2.15 for packages for CPUs",
             remedy="run the export on a machine of that kind, name another device, or leave out --aoti",
         )
-    try:
-        cpp_builder.get_cpp_compiler()
-        if device.type == "cuda":
-            import triton  # noqa: F401 -- torch compiles with it
-    except (exc.InvalidCxxCompiler, ImportError) as error:
+    for problem in compiler_problems(device):
         raise MissingPackageError(
             "making AOTInductor packages needs a C++ compiler, and Triton for a GPU",
-            given=error,
+            given=problem,
             expected="g++, or the compiler that the environment variable CXX names",
             remedy="apt-get install g++ (and pip install triton for a GPU), or leave out --aoti; running a finished "
             "package needs neither",
-        ) from error
+        )
 
 
 def runnable_packages(engine: EngineFolder) -> tuple[torch.device | None, list[str]]:

@@ -6,11 +6,9 @@ all graphs, guided and unguided, share them.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from featinv_fast.backends.base import Request, Session
+from featinv_fast.backends.compiler import quiet_torch
 from featinv_fast.backends.memory import is_out_of_memory
 from featinv_fast.backends.torch_ import WEIGHT_FILE, device_problems, limited_threads
 from featinv_fast.config import Precision
@@ -60,21 +59,6 @@ def _capability(device: torch.device) -> str:
         return CPU_TARGET
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}"
-
-
-@contextlib.contextmanager
-def quiet_torch() -> Iterator[None]:
-    """Errors alone: torch remarks on GPUs that are not there, and on a CPU that is not the one compiled for.
-
-    We compile for less than the CPU has, and check ourselves that it suffices.
-    """
-    logger = logging.getLogger("torch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 class AotiSession(Session):

@@ -27,6 +27,8 @@ class Request:
         kernels: what the torch backend's layers call. "auto": fused operations on an NVIDIA GPU, each by the provider
             that suits it, and plain layers on a CPU; "off": plain layers; a provider's name, or one for each operation:
             fused operations by that provider and no other.
+        compiled: whether the torch backend compiles what runs in every step, and the decoder, by `torch.compile`.
+        two_streams: whether the torch backend runs the ControlNet beside the U-Net's encoder, on a second CUDA stream.
     """
 
     engine: EngineFolder
@@ -35,6 +37,8 @@ class Request:
     threads: int | None = None
     trust_engine: bool = False
     kernels: str | Mapping[str, str] = "auto"
+    compiled: bool = False
+    two_streams: bool = False
 
 
 class Session(abc.ABC):
@@ -45,12 +49,16 @@ class Session(abc.ABC):
         device: where the graphs run and where `run` returns its result.
         precision: of the graphs' arithmetic.
         providers: for each fused operation that its layers call, the provider asked for.
+        compiled: the graphs that `torch.compile` compiles.
+        two_streams: whether the ControlNet runs beside the U-Net's encoder.
     """
 
     backend: str
     device: torch.device
     precision: Precision
     providers: Mapping[str, str] = {}
+    compiled: tuple[str, ...] = ()
+    two_streams: bool = False
 
     @abc.abstractmethod
     def run(self, graph: str, *inputs: Tensor) -> Tensor:

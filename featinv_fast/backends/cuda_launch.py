@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
@@ -70,6 +71,22 @@ class CudaLauncher:
             logger.warning("no CUDA graph, launching call by call: %s", error)
             self._may_capture = False
             return None
+
+
+@contextlib.contextmanager
+def algorithms_timed() -> Iterator[None]:
+    """Let cuDNN time its algorithms for each convolution of a shape that is new to it, and keep the fastest.
+
+    For the run before a capture and the capture itself: a graph has one shape for good, and what was chosen is
+    replayed with it. It is nowhere else set: where batches of any size come, each new one would be timed first. The
+    setting is one of the process, so it is given back.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def capture(work: Callable[[], object], stream: torch.cuda.Stream, pool: Any = None) -> torch.cuda.CUDAGraph:

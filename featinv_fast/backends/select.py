@@ -49,12 +49,21 @@ def reasons_against(request: Request) -> dict[str, list[str]]:
     Raises:
         ArgumentError: the request names kernels that there are not.
     """
-    # Only torch's layers call them: with another backend, naming them would come to nothing.
-    named = [] if request.kernels in (AUTO, OFF) else [f"it calls no kernels by name, asked for {request.kernels}"]
+    of_torch = _asked_of_torch(request)
     return {
-        name: [*([] if name == TorchBackend.name else named), *backend.not_supported_reasons(request)]
+        name: [*([] if name == TorchBackend.name else of_torch), *backend.not_supported_reasons(request)]
         for name, backend in BACKENDS.items()
     }
+
+
+def _asked_of_torch(request: Request) -> list[str]:
+    """Why a backend other than torch's cannot do what is asked by name: with it, that would come to nothing."""
+    named = request.kernels not in (AUTO, OFF)
+    return [
+        *([f"it calls no kernels by name, asked for {request.kernels}"] if named else []),
+        *(["torch.compile has no part in it, asked for compiled"] if request.compiled else []),
+        *(["it launches its work itself, asked for two_streams"] if request.two_streams else []),
+    ]
 
 
 def preferred(device: torch.device, reasons: Mapping[str, Sequence[str]]) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -16,10 +16,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from featinv_fast.backends.base import Request, Session
+from featinv_fast.backends.torch_compile import COMPILED_GRAPHS, CompiledGraph, compile_problems
 from featinv_fast.config import ModelConfig, Precision
 from featinv_fast.rewrites.engine_model import DTYPES, EngineModel, storage_dtypes
 from featinv_fast.rewrites.folded_biases import fold_biases
 from featinv_fast.rewrites.fused_ops import AUTO, fuse_ops, layer_providers, provider_problems
+from featinv_fast.rewrites.two_streams import side_by_side, stream_problems
 
 WEIGHT_FILE = "weights.safetensors"
 OFF = "off"
@@ -39,6 +41,8 @@ class TorchSession(Session):
         kept_fp32: tensors that stay in fp32 in any precision.
         threads: CPU threads of one operation.
         kernels: what the layers call; see `Request.kernels`.
+        compiled: compile what runs in every step, and the decoder.
+        two_streams: run the ControlNet beside the U-Net's encoder, on a GPU.
 
     Raises:
         ArgumentError: `kernels` names what there is not.
@@ -56,6 +60,8 @@ class TorchSession(Session):
         kept_fp32: tuple[str, ...] = (),
         threads: int | None = None,
         kernels: str | Mapping[str, str] = AUTO,
+        compiled: bool = False,
+        two_streams: bool = False,
     ) -> None:
         self.device = device
         self.precision = precision
@@ -68,13 +74,19 @@ class TorchSession(Session):
         if self.providers:
             moved, fused = fold_biases(model), fuse_ops(model, self.providers)
             logger.info("%d biases moved; layers that call fused operations: %s", moved, fused)
+        self.two_streams = two_streams
+        if two_streams:
+            model.denoiser = side_by_side(model.denoiser)
         self.graphs = model.eval().requires_grad_(False).graphs()
+        self.compiled = COMPILED_GRAPHS if compiled else ()
+        self._calls: dict[str, Callable[..., Tensor]] = {
+            name: CompiledGraph(name, graph) if name in self.compiled else graph for name, graph in self.graphs.items()
+        }
 
     def run(self, graph: str, *inputs: Tensor) -> Tensor:
         """Run a graph; see `Session.run`."""
         with limited_threads(self.threads), torch.inference_mode():
-            output: Tensor = self.graphs[graph](*inputs)
-        return output
+            return self._calls[graph](*inputs)
 
     def capture_problems(self) -> list[str]:
         """Why there can be no CUDA graph; see `Session.capture_problems`."""
@@ -105,10 +117,15 @@ class TorchBackend:
         return device_problems(device)
 
     def not_supported_reasons(self, request: Request) -> list[str]:
-        """Why torch cannot run on the requested device, or not with the kernels that were asked for."""
-        precision = request.precision or request.engine.manifest.precision
-        providers = providers_on(request.device, request.kernels)
-        return [*self.problems_here(request.device), *provider_problems(providers, request.device, DTYPES[precision])]
+        """Why torch cannot run on the requested device, or not by what was asked for."""
+        device, precision = request.device, request.precision or request.engine.manifest.precision
+        return [
+            *self.problems_here(device),
+            *provider_problems(providers_on(device, request.kernels), device, DTYPES[precision]),
+            *(compile_problems(device) if request.compiled else []),
+            *(stream_problems(device) if request.two_streams else []),
+            *(["compiled graphs run on one stream"] if request.compiled and request.two_streams else []),
+        ]
 
     def load(self, request: Request) -> TorchSession:
         """Load the engine's weights into the rewritten networks."""
@@ -121,6 +138,8 @@ class TorchBackend:
             kept_fp32=manifest.kept_fp32,
             threads=request.threads,
             kernels=request.kernels,
+            compiled=request.compiled,
+            two_streams=request.two_streams,
         )
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from featinv_fast.engine import EngineFolder
     from featinv_fast.runtime import Runtime
 
+BACKEND_OPTIONS = ("device", "precision", "threads", "kernels", "cuda_graphs", "compiled", "two_streams")
 DONE, FAILED, USAGE, PARTIAL, INTERRUPTED = 0, 1, 2, 3, 130
 
 
@@ -53,11 +54,19 @@ def add_backend_options(group: argparse._ArgumentGroup) -> None:
         metavar="MODE",
         help="of the torch backend: auto, off, step (a CUDA graph for a step) or loop (one for all steps)",
     )
+    group.add_argument(
+        "--compiled", action="store_true", help="let torch.compile compile the torch backend's steps and decoder"
+    )
+    group.add_argument(
+        "--two-streams",
+        action="store_true",
+        help="let the torch backend run the ControlNet beside the U-Net's encoder, on an NVIDIA GPU",
+    )
 
 
 def backend_options(options: argparse.Namespace) -> dict[str, Any]:
     """What `add_backend_options` was given, as arguments of `Runtime`."""
-    return {name: getattr(options, name) for name in ("device", "precision", "threads", "kernels", "cuda_graphs")}
+    return {name: getattr(options, name) for name in BACKEND_OPTIONS}
 
 
 def _kernels(text: str) -> str | dict[str, str]:

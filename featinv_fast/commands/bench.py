@@ -53,7 +53,8 @@ class BenchOptions:
         settings: samplers, steps and guidance.
         rounds: timed calls of each contender.
         warm_up: calls before that.
-        device, precision, threads, kernels, cuda_graphs: as of `Runtime`; the last two for the torch backend alone.
+        device, precision, threads: as of `Runtime`.
+        kernels, cuda_graphs, compiled, two_streams: as of `Runtime`, for the torch backend alone.
         out: a JSONL file that rows are appended to.
         progress: show what is running on stderr.
 
@@ -72,6 +73,8 @@ class BenchOptions:
     threads: int | None = None
     kernels: str | Mapping[str, str] = "auto"
     cuda_graphs: str = "auto"
+    compiled: bool = False
+    two_streams: bool = False
     out: Path | None = None
     progress: bool = True
 
@@ -83,10 +86,11 @@ class BenchOptions:
         for name, value, least in (("rounds", self.rounds, 2), ("warm-up", self.warm_up, 1)):
             if value < least:
                 raise ArgumentError(f"the number of {name} calls is too small", given=value, expected=f">= {least}")
-        if self.of_torch != {"kernels": "auto", "cuda_graphs": "auto"} and REFERENCE not in (self.backends or BACKENDS):
+        named = {name: value for name, value in self.of_torch.items() if value not in ("auto", False)}
+        if named and REFERENCE not in (self.backends or BACKENDS):
             raise ArgumentError(
-                "kernels and CUDA graphs are of the torch backend",
-                given=f"{self.of_torch}, backends {', '.join(self.backends)}",
+                "some options are of the torch backend alone",
+                given=f"{', '.join(named)}; backends {', '.join(self.backends)}",
                 expected="torch among the backends",
                 remedy="add it, or leave these options out",
             )
@@ -94,7 +98,7 @@ class BenchOptions:
     @property
     def of_torch(self) -> dict[str, Any]:
         """Arguments of `Runtime` for the torch backend alone."""
-        return {"kernels": self.kernels, "cuda_graphs": self.cuda_graphs}
+        return {name: getattr(self, name) for name in ("kernels", "cuda_graphs", "compiled", "two_streams")}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -236,7 +240,7 @@ class Bench:
             tolerance = max(tolerance, TOLERANCES[Precision.FP16])
         contender.row |= {
             "precision": str(precision),
-            "kernels": contender.runtime.info["kernels"],
+            **{name: contender.runtime.info[name] for name in ("kernels", "compiled", "two_streams")},
             "cuda_graphs": contender.runtime.info["cuda_graphs"]["mode"],
             "guidance_scale": found.flags.guidance_scale,
             "gate": {"steps": found.flags.steps, "relative": rounded(error, 3), "tolerance": tolerance},

@@ -49,18 +49,29 @@ class Denoiser(nn.Module):
         dtype = self.unet.conv_out.weight.dtype
         x = self.for_branches(latents.to(dtype), branches)  # [G * B, 4, h, w]
         condition = self.for_branches(condition.to(dtype), branches)  # [G * B, channels, h, w]
+        embedded = self.unet.time_embedding(time, guidance)
+        controls, activations = self.encode(x, condition, time, embedded, context)
         scales = control_scales.to(dtype)[:, :, None, None, None, None]  # [G, 13, 1, 1, 1, 1]
         residuals = [
             (r.reshape(branches, latents.shape[0], *r.shape[1:]) * scales[:, i]).flatten(0, 1)
-            for i, r in enumerate(self.controlnet(x, condition, time, context))
+            for i, r in enumerate(controls)
         ]
-        eps = self.unet(x, time, context, residuals, guidance).to(latents.dtype)
+        eps = self.unet.decode(activations, embedded, context, residuals).to(latents.dtype)
         if guidance_scale is None:
             return eps
         conditional, unconditional = eps.reshape(
             2, *latents.shape
         ).unbind()  # not chunk: it would fix the batch size in an export
         return unconditional + guidance_scale * (conditional - unconditional)
+
+    def encode(
+        self, x: Tensor, condition: Tensor, time: Tensor, embedded: Tensor, context: Tensor | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The ControlNet's 13 outputs, and the 13 activations of the U-Net's encoder: neither needs the other.
+
+        `time` is as `forward` has it, `embedded` as the U-Net embeds it.
+        """
+        return self.controlnet(x, condition, time, context), self.unet.encoder(x, embedded, context)
 
     def for_branches(self, x: Tensor, branches: int) -> Tensor:
         """What all branches have in common, once for each: [B, ...] -> [branches * B, ...]."""

@@ -159,9 +159,20 @@ class UNet(nn.Module):
 
         `residuals` are the ControlNet's, in the order of `Encoder.forward`; `guidance` [1 or B] is for LCM U-Nets.
         """
-        time = self.time_embedding(time, guidance)
-        *skips, middle = self.encoder(x, time, context)
+        embedded = self.time_embedding(time, guidance)
+        activations = self.encoder(x, embedded, context)
+        return self.decode(activations, embedded, context, residuals)
+
+    def decode(
+        self,
+        activations: Sequence[Tensor],
+        embedded: Tensor,
+        context: Tensor | None,
+        residuals: Sequence[Tensor] | None,
+    ) -> Tensor:
+        """The second half: what `encoder` gave, the embedded time and 13 `residuals` -> eps [B, 4, h, w]."""
         if residuals is not None:
-            *skips, middle = [a + r for a, r in zip([*skips, middle], residuals, strict=True)]
-        h = self.decoder(middle, skips, time, context)
+            activations = [a + r for a, r in zip(activations, residuals, strict=True)]
+        *skips, middle = activations
+        h = self.decoder(middle, skips, embedded, context)
         return self.conv_out(self.norm_out(h))

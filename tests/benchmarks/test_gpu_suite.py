@@ -63,6 +63,7 @@ def test_a_dry_run_measures_everything(tmp_path):
     assert {(name, "reference") for name in OPS} <= served
     paths = {(row["contender"], row["status"]) for row in rows if row["what"] == "launch path"}
     assert {("plain layers", "ok"), ("fused operations", "ok"), ("a graph for a step", "not served")} <= paths
+    assert {("compiled", "ok"), ("two streams", "not served")} <= paths
     contenders = {row["contender"] for row in rows if row["what"] == "loop"}
     assert contenders == {"ours", "straightforward torch loop", "diffusers eager", "diffusers compiled"}
     # Two loops do not round alike: zero would mean that one thing was compared with itself.

@@ -79,6 +79,8 @@ REFUSED = [
     ("--kernels", "attention=triton,geglu", 2, "attention=xformers,geglu=triton"),
     ("--kernels", "group_norm_silu=triton", 1, "it needs CUDA tensors"),
     ("--cuda-graphs", "always", 2, "cuda_graphs"),
+    ("--two-streams", None, 1, "two streams are for NVIDIA GPUs"),
+    ("--compiled", None, 1, "torch finds no C++ compiler"),
     ("--cuda-graphs", "step", 1, "NVIDIA GPU"),
 ]
 
@@ -93,10 +95,13 @@ REFUSED = [
 def test_c6_options_that_cannot_be_served_are_refused(
     featinv, installed, tiny_engine, maps, pictures, tmp_path, monkeypatch, command, option, value, code, says
 ):
+    from torch._inductor import config
+
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
     line = commands(tiny_engine, maps, pictures, tmp_path / "out")[command]
     backend = ("--backends", "torch") if command == "bench" else ("--backend", "torch")
-    answer = featinv(*line, *backend, "--device", "cpu", *FAST, option, value)
+    answer = featinv(*line, *backend, "--device", "cpu", *FAST, option, *([value] if value else []))
     assert (answer.code, answer.out) == (code, "")
     assert says in answer.err
     assert "Traceback" not in answer.err
@@ -115,8 +120,9 @@ def test_bench_asks_torch_alone_for_kernels(featinv, tiny_engine):
     assert answer.code == 3
     assert {row["backend"] for row in answer.json["rows"]} == {"onnxruntime"}
     assert "NVIDIA" in answer.json["refused"]["torch"][0]
-    with pytest.raises(ArgumentError, match="of the torch backend"):
-        BenchOptions(engine=tiny_engine, backends=("onnxruntime",), kernels="triton")
+    for option in ({"kernels": "triton"}, {"cuda_graphs": "off"}, {"compiled": True}, {"two_streams": True}):
+        with pytest.raises(ArgumentError, match="of the torch backend"):
+            BenchOptions(engine=tiny_engine, backends=("onnxruntime",), **option)
 
 
 def test_the_reference_of_a_benchmark_is_as_plain_as_can_be(tiny_engine, runtimes):

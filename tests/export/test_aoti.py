@@ -22,7 +22,7 @@ from featinv_export.options import ExportOptions
 from featinv_export.refit import refit
 from featinv_export.weights import weight_index
 from featinv_fast.backends import Request, load
-from featinv_fast.backends.aoti_ import quiet_torch
+from featinv_fast.backends.compiler import quiet_torch
 from featinv_fast.engine import open_engine
 from featinv_fast.engine.graphs import Dim, GraphSpec, TensorSpec
 from featinv_fast.engine.trust import CACHE_VARIABLE

@@ -194,6 +194,29 @@ def test_where_a_capture_fails_auto_goes_on_without_and_says_why(graphed, cuda, 
     assert runtime.info["cuda_graphs"] == {"mode": "off", "captured": [], "reasons": reasons}
 
 
+@pytest.mark.parametrize("outcome", ["captured", "refused"])
+@pytest.mark.parametrize("users", [False, True])
+def test_algorithms_are_timed_before_and_in_a_capture_alone(graphed, cuda, tiny_maps, monkeypatch, outcome, users):
+    """What cuDNN is told holds for the whole process, so that nothing of it may be left."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", users)
+    runtime = graphed("auto")
+    seen: list = []
+    run = runtime._executor.session.run
+
+    def watched(graph, *inputs):
+        seen.append((graph, cuda.capture.call_count, torch.backends.cudnn.benchmark))
+        return run(graph, *inputs)
+
+    monkeypatch.setattr(runtime._executor.session, "run", watched)
+    cuda.fail = RuntimeError("not permitted") if outcome == "refused" else None
+    runtime.invert(tiny_maps[:2], steps=2)
+    assert torch.backends.cudnn.benchmark is users
+    # Warmed up before, then captured; where that is refused, the steps go on as they would without.
+    denoiser = [(captures, timed) for graph, captures, timed in seen if graph == "denoiser"]
+    assert denoiser == [(0, True), (1, True), *([(1, users)] * 2 if outcome == "refused" else [])]
+    assert all(timed is users for graph, _, timed in seen if graph in ("condition_encoder", "time_embedding"))
+
+
 @pytest.mark.parametrize("mode", ["step", "loop"])
 def test_where_a_capture_fails_an_explicit_request_fails(graphed, cuda, tiny_maps, mode):
     runtime = graphed(mode)
