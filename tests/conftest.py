@@ -7,6 +7,8 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -308,6 +310,29 @@ def tiny_maps() -> Tensor:
     """Seven feature maps for `tiny_engine`, [7, 6, 5, 5]. Do not change them."""
     with np.errstate(over="ignore"):
         return torch.from_numpy(hashed_uniform("maps", (7, 6, 5, 5), seed=2) * np.float32(1.7))
+
+
+@pytest.fixture(scope="session")
+def killed() -> Callable[[Callable[[Callable[[], None]], object]], bool]:
+    """`killed(work)`: run `work(kill)` in a child process; whether it was killed by calling `kill`, as by `kill -9`."""
+    if not hasattr(os, "fork"):
+        pytest.skip("this system has no fork")
+
+    def run(work: Callable[[Callable[[], None]], object]) -> bool:
+        child = os.fork()
+        if child == 0:
+            try:
+                torch.set_num_threads(1)  # the threads of a pool do not live on in a child
+                work(lambda: signal.raise_signal(signal.SIGKILL))
+            except BaseException:  # noqa: BLE001 -- the child must end here, whatever it is
+                sys.excepthook(*sys.exc_info())
+                os._exit(1)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code in (0, -signal.SIGKILL)
+        return code != 0
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -71,7 +71,7 @@ class AotiSession(Session):
         precision: of the packages.
         kept_fp32: tensors that stay in fp32 in any precision.
         threads: CPU threads of one operation.
-        check: called before a file is read; raises where it must not be read any more.
+        check: is told the name of a file before it is read; raises where it must not be read any more.
     """
 
     backend = "aoti"
@@ -85,7 +85,7 @@ class AotiSession(Session):
         precision: Precision,
         kept_fp32: tuple[str, ...] = (),
         threads: int | None = None,
-        check: Callable[[], None] = lambda: None,
+        check: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.device = device
         self.precision = precision
@@ -113,7 +113,7 @@ class AotiSession(Session):
         Raises:
             EngineIntegrityError: the engine was replaced, or torch refuses the package.
         """
-        self._check()
+        self._check(self._packages[graph].name)
         path = self._packages[graph]
         index = -1 if self.device.index is None else self.device.index
         try:

@@ -49,7 +49,7 @@ class OnnxruntimeSession(Session):
         precision: of the graphs.
         threads: CPU threads of one operation; `None` uses every core.
         variant: the way of serving.
-        check: called before a graph is loaded; raises where its file must not be read any more.
+        check: is told the name of a file before it is read; raises where it must not be read any more.
 
     Attributes:
         placements: graph -> execution provider -> the number of nodes that it runs, for the graphs loaded so far.
@@ -64,7 +64,7 @@ class OnnxruntimeSession(Session):
         precision: Precision,
         threads: int | None = None,
         variant: Variant = Variant.STANDARD,
-        check: Callable[[], None] = lambda: None,
+        check: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.backend = str(variant)
         self.device = device
@@ -151,7 +151,7 @@ class OnnxruntimeSession(Session):
         """
         import onnxruntime
 
-        self._check()
+        self._check(self._graphs[graph].name)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = (
             4  # fatal: its errors are raised, and its remarks are for the exporter's developers

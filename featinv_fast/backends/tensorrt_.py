@@ -52,7 +52,8 @@ class TensorrtSession(Session):
         hashes: sha256 of each graph's plan. The bytes are compared again when they are read.
         device: the GPU.
         precision: of the graphs.
-        check: called before a plan is loaded; raises where its file must not be read any more.
+        check: is told the names of files that TensorRT reads itself, before a plan is loaded; raises where they must
+            not be read any more.
     """
 
     backend = "tensorrt"
@@ -66,7 +67,7 @@ class TensorrtSession(Session):
         *,
         device: torch.device,
         precision: Precision,
-        check: Callable[[], None] = lambda: None,
+        check: Callable[..., None] = lambda *_: None,
     ) -> None:
         self.device = device
         self.precision = precision
@@ -98,8 +99,9 @@ class TensorrtSession(Session):
         Raises:
             EngineIntegrityError: the plan or its engine was replaced, or TensorRT refuses it.
         """
-        self._check()
         info = self._plans[graph]
+        stripped = info.weights is PlanWeights.STRIPPED
+        self._check(*([graph + ONNX_SUFFIX] if stripped else []))
         content = (self._folder / info.file_name).read_bytes()
         if hashlib.sha256(content).hexdigest() != self._hashes[graph]:
             raise EngineIntegrityError(
@@ -109,7 +111,7 @@ class TensorrtSession(Session):
                 remedy=REBUILD,
             )
         engine = deserialize(content, self._messages, info)
-        if info.weights is PlanWeights.STRIPPED:
+        if stripped:
             refit(engine, self._folder / (graph + ONNX_SUFFIX), self._messages)
         check_interface(engine, self._specs[graph])
         self._engines[graph] = engine

@@ -55,11 +55,14 @@ class EngineFolder:
             )
         return self.path / name
 
-    def require_unchanged(self) -> None:
+    def require_unchanged(self, *names: str) -> None:
         """Refuse what is read late from an engine that was replaced since it was opened: parts of two do not mix.
 
+        Args:
+            names: files that are about to be read, every byte of which is compared once more.
+
         Raises:
-            EngineIntegrityError: another engine, or none, is in the folder now.
+            EngineIntegrityError: another engine, or none, is in the folder now, or one of these files was changed.
         """
         try:
             unchanged = (self.path / CHECKSUM_NAME).read_bytes() == self.checksum
@@ -72,6 +75,13 @@ class EngineFolder:
                 expected=f"the engine {self.manifest.name!r} of {self.manifest.created}",
                 remedy="open it again",
             )
+        try:
+            hashes = hash_files(self.path, names)
+        except OSError as error:
+            raise _damaged(self.path, [f"it cannot be read: {error}"]) from error
+        changed = [f"{name} was changed" for name in names if hashes[name] != self.manifest.files[name]]
+        if changed:
+            raise _damaged(self.path, changed)
 
     def graph_specs(self) -> dict[str, GraphSpec]:
         """The graphs of the engine by name."""

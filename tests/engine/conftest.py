@@ -23,7 +23,9 @@ from featinv_fast.engine import (
 FILES = {
     "weights.safetensors": bytes(range(256)) * 5,
     "denoiser.onnx": b"a graph",
-    "denoiser.plan": b"",
+    "denoiser.plan": b"a plan",
+    "denoiser.pt2": b"a package",
+    "empty.bin": b"",
     "README.md": b"# An engine\n",
 }
 

@@ -18,7 +18,16 @@ from featinv_fast.errors import (
     EngineNotFoundError,
 )
 
-NAMES = ["manifest.json", "manifest.json.sha256", "weights.safetensors", "denoiser.onnx", "README.md"]
+# A manifest, weights, and a graph of every kind.
+NAMES = [
+    "manifest.json",
+    "manifest.json.sha256",
+    "weights.safetensors",
+    "denoiser.onnx",
+    "denoiser.plan",
+    "denoiser.pt2",
+    "README.md",
+]
 
 
 def refuses(engine: Path, name: str) -> None:
@@ -36,7 +45,7 @@ def rewrite_manifest(engine: Path, content: bytes) -> None:
 def test_an_engine_opens(engine: Path, manifest: Manifest) -> None:
     opened = open_engine(engine)
     assert dataclasses.replace(opened.manifest, files={}) == manifest
-    assert set(opened.manifest.files) == {"weights.safetensors", "denoiser.onnx", "denoiser.plan", "README.md"}
+    assert {*opened.manifest.files, "manifest.json", "manifest.json.sha256"} == {*NAMES, "empty.bin"}
     weights = opened.file("weights.safetensors")
     info = opened.manifest.files["weights.safetensors"]
     assert info == FileInfo(sha256=hashlib.sha256(weights.read_bytes()).hexdigest(), size=1280)
@@ -59,7 +68,7 @@ def test_files_larger_than_a_chunk_are_hashed_whole(engine: Path, monkeypatch: p
 
 def test_a_file_that_the_engine_lacks_is_named(engine: Path) -> None:
     opened = open_engine(engine)
-    for name in ("denoiser.pt2", "manifest.json", "../small/README.md"):
+    for name in ("decoder.pt2", "manifest.json", "../small/README.md"):
         with pytest.raises(EngineNotFoundError, match=re.escape(name)):
             opened.file(name)
 
@@ -125,7 +134,7 @@ def test_c1_a_truncated_file(engine: Path, name: str, size: int) -> None:
     refuses(engine, name)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "denoiser.plan"])
+@pytest.mark.parametrize("name", [*NAMES, "empty.bin"])
 @pytest.mark.parametrize("tail", [b"\0", b"\n", b" " * 5000])
 def test_c1_a_longer_file(engine: Path, name: str, tail: bytes) -> None:
     with (engine / name).open("ab") as file:
@@ -133,7 +142,7 @@ def test_c1_a_longer_file(engine: Path, name: str, tail: bytes) -> None:
     refuses(engine, name)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "denoiser.plan"])
+@pytest.mark.parametrize("name", [*NAMES, "empty.bin"])
 def test_c1_a_missing_file(engine: Path, name: str) -> None:
     (engine / name).unlink()
     refuses(engine, name)
@@ -148,6 +157,22 @@ def test_c1_an_extra_file(engine: Path, name: str) -> None:
 def test_c1_an_extra_folder(engine: Path) -> None:
     (engine / "nested").mkdir()
     refuses(engine, "nested")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("manifest.json")])
+@pytest.mark.parametrize("damage", ["changed", "longer", "missing"])
+def test_c1_a_file_that_changes_after_the_engine_was_opened(engine: Path, name: str, damage: str) -> None:
+    opened = open_engine(engine)
+    opened.require_unchanged(*opened.manifest.files)
+    if damage == "changed":
+        flip(engine / name, 0)
+    elif damage == "longer":
+        (engine / name).write_bytes((engine / name).read_bytes() + b"1")
+    else:
+        (engine / name).unlink()
+    opened.require_unchanged(*(opened.manifest.files.keys() - {name}))
+    with pytest.raises(EngineIntegrityError, match=re.escape(name)):
+        opened.require_unchanged(name)
 
 
 def test_c1_two_files_exchanged(engine: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 
 from featinv_fast import Runtime
 from featinv_fast.demo import builtin
@@ -113,6 +114,15 @@ def test_c1_graphs_of_two_engines_do_not_mix(copy, restage, tiny_maps, what):
     assert runtime.invert(tiny_maps[:1], steps=1, guidance_scale=1.75).ok.all()
     with pytest.raises(EngineIntegrityError, match="replaced since it was opened"):
         runtime.invert(tiny_maps[:1], steps=1, guidance_scale=1.0)
+
+
+def test_c1_a_graph_that_changes_after_the_engine_was_opened(copy, monkeypatch):
+    runtime = Runtime(copy, backend="onnxruntime")
+    content = (copy / "decoder.onnx").read_bytes()
+    (copy / "decoder.onnx").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: pytest.fail("onnxruntime was given it"))
+    with pytest.raises(EngineIntegrityError, match=r"decoder\.onnx was changed"):
+        runtime.decode(torch.zeros(1, 4, 8, 8))
 
 
 def test_c1_torch_keeps_the_engine_that_it_opened(copy, restage, tiny_maps):

@@ -9,6 +9,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -95,6 +96,15 @@ def test_networks_are_strongly_typed_and_fp32_is_not_rounded(simulation, release
 def test_flags(simulation, build, changes, expected):
     build(**changes)
     assert flags(simulation.recorder)["set"] == expected
+
+
+def test_b11_a_graph_is_read_by_its_path_beside_its_weights(simulation, build, tiny_engine):
+    """What is beyond 2 GiB cannot be handed over as bytes; the parser finds the weight file by the graph's path."""
+    build()
+    (parsed,) = simulation.recorder.arguments("OnnxParser.parse_from_file")
+    assert list(parsed.values()) == [str(tiny_engine / "decoder.onnx")]
+    assert simulation.recorder.arguments("OnnxParser.parse") == []
+    assert (tiny_engine / "weights.safetensors").is_file()
 
 
 def test_numbers_and_levels(simulation, build):
@@ -301,6 +311,16 @@ def test_b12_a_plan_that_computes_something_else_is_not_installed(simulation, en
     assert open_engine(engine).manifest == before
     report = json.loads(engine.with_name("tiny.engine.parity.json").read_text())
     assert {row["backend"] for row in report} == {"tensorrt"}
+
+
+def test_b13_a_plan_that_takes_the_batch_for_a_constant_is_not_installed(simulation, engine):
+    before = open_engine(engine).manifest
+    simulation.changed = lambda output: np.repeat(output[:1], len(output), axis=0)  # every item is the first
+    with pytest.raises(ParityError, match="nothing was installed"):
+        add_plans(engine, PlanOptions())
+    assert open_engine(engine).manifest == before
+    report = json.loads(engine.with_name("tiny.engine.parity.json").read_text())
+    assert {row["batch"]: row["status"] for row in report} == {1: "passed", 2: "failed"}
 
 
 def test_b9_a_build_that_is_stopped_leaves_the_engine_as_it_was(simulation, engine, monkeypatch, capsys):

@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-import os
 import shutil
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,28 +26,11 @@ from featinv_fast.engine import open_engine
 from featinv_fast.engine.plans import PlanInfo
 from featinv_fast.errors import EngineIntegrityError
 
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-
 
 @pytest.fixture
 def engine(simulation, tiny_engine, tmp_path) -> Path:
     """A copy of the tiny engine, without plans."""
     return Path(shutil.copytree(tiny_engine, tmp_path / "work" / "tiny.engine"))
-
-
-def killed(work: Callable[[Callable[[], None]], object]) -> bool:
-    """Run `work(kill)` in a child process; whether it was killed by calling `kill`."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work(lambda: signal.raise_signal(signal.SIGKILL))
-        except BaseException:  # noqa: BLE001 -- the child must end here, whatever it is
-            sys.excepthook(*sys.exc_info())
-            os._exit(1)
-        os._exit(0)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, -signal.SIGKILL)
-    return code != 0
 
 
 @pytest.fixture
@@ -58,8 +39,7 @@ def decoder_plan(simulation, tiny_engine) -> PlanInfo:
     return plan_info(open_engine(tiny_engine).graph_specs()["decoder"])
 
 
-@needs_fork
-def test_b9_killed_while_a_plan_is_built(simulation, engine):
+def test_b9_killed_while_a_plan_is_built(simulation, engine, killed):
     before = open_engine(engine).manifest
     graphs = list(before.graph_specs())
 
@@ -79,9 +59,8 @@ def test_b9_killed_while_a_plan_is_built(simulation, engine):
     assert [path.name for path in engine.parent.iterdir()] == ["tiny.engine"]
 
 
-@needs_fork
 @pytest.mark.parametrize("before", [None, b"old"])
-def test_c5_a_cache_that_is_killed_at_every_operation(decoder_plan, tmp_path, before):
+def test_c5_a_cache_that_is_killed_at_every_operation(decoder_plan, killed, tmp_path, before):
     def store(cache: PlanCache, point: int, kill: Callable[[], None]) -> None:
         operations = itertools.count()
 

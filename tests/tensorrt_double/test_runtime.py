@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import os
 import shutil
+import socket
 import threading
 from pathlib import Path
 
@@ -279,6 +280,29 @@ def test_c1_a_plan_that_changes_after_the_engine_was_opened(simulation, make_pla
     (engine.path / "decoder.plan").write_bytes(b"other")
     with pytest.raises(EngineIntegrityError, match=r"decoder\.plan was changed"):
         session.run("decoder", torch.zeros(1, 4, 8, 8))
+
+
+@pytest.mark.parametrize("weights", list(PlanWeights))
+def test_c8_nothing_opens_a_socket(make_plans, monkeypatch, tiny_maps, weights):
+    engine = make_plans(weights=weights)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    for name in ("socket", "create_connection", "getaddrinfo", "gethostbyname"):
+        monkeypatch.setattr(socket, name, refuse)
+    runtime = Runtime(engine, backend="tensorrt", device="cpu", threads=1)
+    assert runtime.invert(tiny_maps[:2], steps=1).ok.all()
+
+
+def test_c1_the_graph_of_a_stripped_plan_that_changes_after_the_engine_was_opened(simulation, make_plans):
+    engine = make_plans(weights=PlanWeights.STRIPPED)
+    session = load(request(engine), "tensorrt")
+    with (engine.path / "decoder.onnx").open("ab") as file:
+        file.write(b"!")
+    with pytest.raises(EngineIntegrityError, match=r"decoder\.onnx was changed"):
+        session.run("decoder", torch.zeros(1, 4, 8, 8))
+    assert simulation.recorder.arguments("OnnxParserRefitter.refit_from_file") == []
 
 
 def test_c5_a_plan_that_tensorrt_refuses(simulation, make_plans):
