@@ -22,8 +22,16 @@ SUBJECTS = ("checkpoint", "from_onnx", "verify", "inspect")
 MADE_BY_EXPORT = frozenset(("onnx", "aoti", "trt", "precision", "storage", "max_batch", "optimal_batch"))
 READ_BY_EXPORT = frozenset(("backbone", "layer", "feature_size"))
 FIXED_BY_ENGINE = MADE_BY_EXPORT | READ_BY_EXPORT
+NAME_ONE = "name one thing to work on: --ckpt PATH, --from-onnx DIR, --verify DIR or --inspect DIR"
+USAGE_LINES = """featinv-export --ckpt PATH [--out DIR] [--onnx] [--aoti [DEVICE]] [--trt] [options]
+       featinv-export --ckpt PATH --refit DIR [--out DIR] [options]
+       featinv-export --from-onnx DIR --trt [options]
+       featinv-export --verify DIR | --inspect DIR [--json]"""
+EPILOG = "Exit codes: 0 done, 1 failed and nothing installed, 2 wrong usage, 130 interrupted."
 # See `featinv_export.exporter`, which takes a while to import.
 Progress = Callable[[str, int, int], None]
+# What `ArgumentParser.add_argument_group` returns; the class has no public name.
+Group = Any
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     if sum(name in given for name in SUBJECTS) != 1:
-        parser.error("name one thing to work on: --ckpt PATH, --from-onnx DIR, --verify DIR or --inspect DIR")
+        alone = "refit" in given and not any(name in given for name in SUBJECTS)
+        parser.error("--refit needs the checkpoint whose weights it takes: --ckpt PATH" if alone else NAME_ONE)
     as_json = given.pop("json")
     try:
         if "inspect" in given:
@@ -139,9 +148,23 @@ def _summary(engine: Path) -> dict[str, object]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="featinv-export", description="Make an engine folder of a FeatInv checkpoint.", allow_abbrev=False
+        prog="featinv-export",
+        usage=USAGE_LINES,
+        description="Make an engine folder of a FeatInv checkpoint, check it against the plain model and install it.",
+        epilog=EPILOG,
+        allow_abbrev=False,
     )
-    add = parser.add_argument
+    _add_subjects(parser.add_argument_group("what to work on, and where"))
+    _add_kinds(parser.add_argument_group("what to write beside the weights"))
+    _add_features(parser.add_argument_group("what the feature maps are, where the checkpoint does not say it"))
+    _add_changes(parser.add_argument_group("changes to the checkpoint's model"))
+    _add_defaults(parser.add_argument_group("how the engine samples unless told otherwise"))
+    add_plan_arguments(parser)
+    return parser
+
+
+def _add_subjects(group: Group) -> None:
+    add = group.add_argument
     add(
         "--ckpt",
         dest="checkpoint",
@@ -149,23 +172,35 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="checkpoint: .safetensors, .ckpt, or a folder in the diffusers layout",
     )
-    add("--out", type=Path, metavar="DIR", help="engine folder to write (default: the checkpoint's name + .engine)")
     add(
         "--refit",
         type=Path,
         metavar="DIR",
         help="put the checkpoint's weights into this engine, in place or as --out; its graphs are kept",
     )
+    add(
+        "--verify",
+        type=Path,
+        metavar="DIR",
+        help="run the comparisons of an engine again, on all backends that run here",
+    )
+    add("--inspect", type=Path, metavar="DIR", help="show what is inside an engine")
+    add("--out", type=Path, metavar="DIR", help="engine folder to write (default: the checkpoint's name + .engine)")
     add("--force", action="store_true", help="replace an engine that is already there")
     add("--name", help="name of the engine, for people (default: the checkpoint's name)")
-    add("--onnx", action="store_true", help="also write ONNX graphs, for onnxruntime and others")
+    add("--json", action="store_true", help="print a JSON object instead of the engine's path")
+
+
+def _add_kinds(group: Group) -> None:
+    add = group.add_argument
+    add("--onnx", action="store_true", help="ONNX graphs, for onnxruntime and others")
     add(
         "--aoti",
         nargs="?",
         const="auto",
         choices=AOTI_DEVICES,
         metavar="DEVICE",
-        help="also compile AOTInductor packages, for the CPU or the GPU here (default: auto, the GPU if there is one)",
+        help="AOTInductor packages, for the CPU or the GPU here (default: auto, the GPU if there is one)",
     )
     add(
         "--precision",
@@ -183,28 +218,35 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--max-batch", type=int, metavar="N", help="largest batch of one call (default: 64)")
     add("--optimal-batch", "--opt-batch", type=int, metavar="N", help="batch that kernels are tuned for (default: 1)")
+
+
+def _add_features(group: Group) -> None:
+    add = group.add_argument
+    add("--backbone", metavar="NAME", help="official backbone, such as convnext_base")
+    add("--layer", metavar="L", help="layer of the backbone: final, or the number of a stage")
+    add("--feature-size", type=_size, metavar="HxW", help="cells of a feature map, such as 9x9")
+
+
+def _add_changes(group: Group) -> None:
+    add = group.add_argument
     add("--prompt", metavar="TEXT", help="prompt (default: the checkpoint's, or the official one)")
     add("--negative-prompt", metavar="TEXT", help="of the unconditional branch (default: the checkpoint's or empty)")
     add("--tokenizer", type=Path, metavar="PATH", help="CLIP's tokenizer.json or its folder, for prompts of your own")
-    add("--backbone", metavar="NAME", help="official backbone, where the checkpoint does not state its features")
-    add("--layer", metavar="L", help="layer of the backbone: final, or the number of a stage")
-    add("--feature-size", type=_size, metavar="HxW", help="cells of a feature map, such as 9x9")
-    add("--lora", type=Path, metavar="FILE", help="LoRA to fuse into the U-Net, such as an LCM-LoRA")
+    add(
+        "--lora",
+        type=Path,
+        metavar="FILE",
+        help="LoRA to fuse into the U-Net; an LCM-LoRA wants --sampler lcm --steps 4 too",
+    )
     add("--lora-scale", type=float, metavar="S", help="factor on what the LoRA adds (default: 1)")
     add("--lcm-unet", type=Path, metavar="PATH", help="U-Net (diffusers layout) in place of the checkpoint's own")
-    add("--sampler", metavar="NAME", help="default sampler of the engine (default: the checkpoint's)")
-    add("--steps", type=int, metavar="N", help="default number of steps of the engine")
-    add("--guidance-scale", type=float, metavar="G", help="default guidance scale of the engine")
-    add_plan_arguments(parser)
-    add(
-        "--verify",
-        type=Path,
-        metavar="DIR",
-        help="run the comparisons of an engine again, on all backends that run here",
-    )
-    add("--inspect", type=Path, metavar="DIR", help="show what is inside an engine")
-    add("--json", action="store_true", help="print a JSON object instead of the engine's path")
-    return parser
+
+
+def _add_defaults(group: Group) -> None:
+    add = group.add_argument
+    add("--sampler", metavar="NAME", help="sampler (default: the checkpoint's; lcm with --lcm-unet)")
+    add("--steps", type=int, metavar="N", help="number of steps (default: the checkpoint's; 4 with --lcm-unet)")
+    add("--guidance-scale", type=float, metavar="G", help="guidance scale (default: the checkpoint's)")
 
 
 def _size(text: str) -> tuple[int, int]:

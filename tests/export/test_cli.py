@@ -114,6 +114,23 @@ def test_wrong_usage(arguments: list[str], capsys):
     assert "usage: featinv-export" in capsys.readouterr().err
 
 
+def test_usage_is_a_line_for_each_thing_to_do(capsys):
+    with pytest.raises(SystemExit):
+        cli.main([])
+    usage, _, error = capsys.readouterr().err.partition("featinv-export: error: ")
+    assert usage.startswith("usage: featinv-export --ckpt PATH ")
+    assert len(usage.splitlines()) == 4
+    assert all(name in usage for name in ("--ckpt", "--refit", "--from-onnx", "--verify", "--inspect"))
+    assert error == "name one thing to work on: --ckpt PATH, --from-onnx DIR, --verify DIR or --inspect DIR\n"
+
+
+def test_a_refit_without_a_checkpoint_says_what_it_needs(tmp_path: Path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--refit", str(tmp_path)])
+    assert caught.value.code == 2
+    assert "error: --refit needs the checkpoint whose weights it takes: --ckpt PATH" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("more", [["--max-batch", "0"], ["--lora-scale", "2"], ["--feature-size", "0x3"]])
 def test_values_out_of_range_are_wrong_usage(more: list[str], capsys):
     assert cli.main(["--ckpt", "x.safetensors", *more]) == 2
