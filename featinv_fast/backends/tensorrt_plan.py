@@ -28,7 +28,7 @@ def tensorrt_problems(device: torch.device) -> list[str]:
     try:
         import tensorrt
     except Exception as error:  # noqa: BLE001 -- a missing shared library shows itself in several ways
-        reasons.append(f"tensorrt cannot be imported ({error}): pip install 'featinv-fast[tensorrt]'")
+        reasons.append(f"tensorrt cannot be imported ({error}): pip install 'tensorrt>={OLDEST[0]}.{OLDEST[1]}'")
     else:
         release = tuple(int(part) for part in tensorrt.__version__.split(".")[:2])
         if release < OLDEST:

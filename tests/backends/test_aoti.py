@@ -99,7 +99,7 @@ def test_b13_every_batch_size_and_any_strides(engine, relative_norm, batch):
     assert torch.get_num_threads() == threads
 
 
-def test_packages_hold_no_weights_and_share_those_of_the_file(engine):
+def test_b11_packages_hold_no_weights_and_share_those_of_the_file(engine):
     files = engine.manifest.files
     packages = [info.size for name, info in files.items() if name.endswith(".pt2")]
     assert len(packages) == 5

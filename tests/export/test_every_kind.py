@@ -5,6 +5,7 @@ Graphs are translated and compiled by stand-ins, which write a few bytes: none o
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from featinv_export import cli, exporter
+from featinv_export import cli, exporter, parity
 from featinv_export.exporter import export
 from featinv_export.options import ExportOptions
 from featinv_fast.engine import install, open_engine
@@ -45,8 +46,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(exporter, "_write_graphs", write_graphs)
     monkeypatch.setattr(exporter, "write_packages", write_packages)
     monkeypatch.setattr(exporter, "_tensorrt_parsers", lambda *_: None)
-    monkeypatch.setattr(exporter.parity, "reference_cases", lambda *_: [])
-    monkeypatch.setattr(exporter.parity, "compare", lambda *_: ())
+    monkeypatch.setattr(parity, "reference_cases", lambda *_: [])
+    monkeypatch.setattr(parity, "compare", lambda *_: ())
     return names
 
 
@@ -118,6 +119,31 @@ def test_b9_killed_at_any_step(made, killed, checkpoint, old, tmp_path: Path, ki
     assert entries(tmp_path) == ["engine", "tiny.safetensors"]
 
 
+@pytest.mark.parametrize(("kind", "backend"), [("onnx", "onnxruntime"), ("aoti", "aoti")])
+def test_b12_what_computes_something_else_is_not_installed(
+    made, checkpoint, old, tmp_path: Path, monkeypatch, capsys, kind: str, backend: str
+):
+    compared = {"graph": "decoder", "batch": 2, "max_abs": 1e-6, "relative": 1e-6, "tolerance": 2e-5}
+    passed = parity.Comparison(**compared, backend="torch", status="passed")
+    failed = parity.Comparison(**compared | {"relative": 0.5}, backend=backend, status="failed")
+    monkeypatch.setattr(parity, "compare", lambda *_: (passed, failed))
+    arguments = {"onnx": ["--onnx"], "aoti": ["--aoti", "cpu"]}[kind]
+    assert cli.main(["--ckpt", str(checkpoint), "--out", str(old), "--force", *arguments]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "1 of 2 comparisons" in captured.err
+    assert f"decoder on {backend} with batch 2" in captured.err
+    report = tmp_path / "engine.parity.json"
+    assert str(report) in captured.err
+    assert [(row["backend"], row["status"]) for row in json.loads(report.read_text())] == [
+        ("torch", "passed"),
+        (backend, "failed"),
+    ]
+    assert len(made) == 5
+    assert open_engine(old).manifest.name == "old"
+    assert entries(tmp_path) == ["engine", "engine.parity.json", "tiny.safetensors"]
+
+
 @pytest.mark.parametrize("command", ["--onnx", "--aoti", "--refit", "--verify"])
 def test_b10_a_second_command_leaves_with_a_message(made, checkpoint, old, tmp_path: Path, capsys, command: str):
     before = open_engine(old).manifest
@@ -143,5 +169,6 @@ def test_c8_an_export_opens_no_socket(checkpoint, tmp_path: Path, monkeypatch):
 
     for name in ("socket", "create_connection", "getaddrinfo", "gethostbyname"):
         monkeypatch.setattr(socket, name, refuse)
-    assert cli.main(["--ckpt", str(checkpoint), "--out", str(tmp_path / "engine"), "--onnx"]) == 0
-    assert cli.main(["--verify", str(tmp_path / "engine")]) == 0
+    out = tmp_path / "engine"
+    assert cli.main(["--ckpt", str(checkpoint), "--out", str(out)]) == 0
+    assert cli.main(["--verify", str(out)]) == 0

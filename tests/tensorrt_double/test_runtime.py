@@ -324,7 +324,7 @@ def test_c6_no_plans_no_gpu_no_tensorrt(tiny_engine, monkeypatch):
     assert missing.endswith("`featinv-export --from-onnx DIR --trt`")
     assert cpu == "TensorRT runs on NVIDIA GPUs, not on cpu"
     _, package, driver = reasons(engine, device=torch.device("cuda"))
-    assert "pip install 'featinv-fast[tensorrt]'" in package
+    assert "pip install 'tensorrt>=10.12'" in package
     assert driver == "torch sees no NVIDIA GPU and driver"
     assert BACKENDS["tensorrt"].problems_here(CPU) == [cpu]
 
