@@ -73,7 +73,7 @@ def _open_all(context: Context, paths: dict[str, Options]) -> dict[str, Runtime]
             try:
                 runtimes[name] = _open(context, options)
             except BackendUnavailableError as error:
-                reasons = [reason for why in error.reasons.values() for reason in why]
+                reasons = error.reasons["torch"]
                 context.emit("launch path", "not served", contender=name, precision=precision, reasons=reasons)
     return runtimes
 

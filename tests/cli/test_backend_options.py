@@ -98,10 +98,10 @@ def test_c6_options_that_cannot_be_served_are_refused(
     from torch._inductor import config
 
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
     line = commands(tiny_engine, maps, pictures, tmp_path / "out")[command]
     backend = ("--backends", "torch") if command == "bench" else ("--backend", "torch")
-    answer = featinv(*line, *backend, "--device", "cpu", *FAST, option, *([value] if value else []))
+    with config.patch({"cpp.cxx": (None, "no-such-compiler")}):
+        answer = featinv(*line, *backend, "--device", "cpu", *FAST, option, *([value] if value else []))
     assert (answer.code, answer.out) == (code, "")
     assert says in answer.err
     assert "Traceback" not in answer.err
