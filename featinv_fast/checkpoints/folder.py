@@ -37,6 +37,14 @@ def read_folder(path: Path) -> Raw:
     """
     present = [name for name in COMPONENTS if (path / name).is_dir()]
     missing = [name for name in REQUIRED if name not in present]
+    if missing and (path / "manifest.json").is_file():
+        raise CheckpointMismatchError(
+            "this folder is an engine and not a checkpoint",
+            given=path,
+            expected=f"the checkpoint it was made of, or a folder with {', '.join(REQUIRED)}",
+            remedy="name the checkpoint; for what can be done with an engine see --refit, --verify and --from-onnx of "
+            "`featinv-export`",
+        )
     if missing:
         raise CheckpointMismatchError(
             f"this folder is not a FeatInv checkpoint but {resemblance(f'{name}.' for name in present)}",

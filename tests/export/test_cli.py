@@ -86,6 +86,14 @@ def test_failed(tmp_path: Path, capsys):
     assert "Traceback" not in captured.err
 
 
+def test_an_engine_in_place_of_a_checkpoint(checkpoint_file, tmp_path: Path, capsys):
+    assert cli.main(["--ckpt", str(checkpoint_file()), "--out", str(tmp_path / "engine")]) == 0
+    assert cli.main(["--ckpt", str(tmp_path / "engine"), "--out", str(tmp_path / "second")]) == 1
+    error = capsys.readouterr().err
+    assert "this folder is an engine and not a checkpoint" in error
+    assert "--refit, --verify and --from-onnx" in error
+
+
 def test_b8_existing_engine(checkpoint_file, tmp_path: Path, capsys):
     arguments = ["--ckpt", str(checkpoint_file()), "--out", str(tmp_path / "engine")]
     assert cli.main(arguments) == 0
