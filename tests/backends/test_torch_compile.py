@@ -103,20 +103,20 @@ def test_c6_without_a_compiler_it_is_refused_and_not_left_out(tiny_engine, monke
         Runtime(tiny_engine, compiled=True)
 
 
-def test_what_fails_to_compile_is_an_error(tiny_engine, tiny_maps, monkeypatch):
+def test_what_fails_to_compile_is_an_error(tiny_engine, monkeypatch):
     def broken(_graph, _inputs):
         raise ValueError("no such instruction\nmore")
 
     monkeypatch.setattr(torch_compile, "COMPILER", broken)
     runtime = Runtime(tiny_engine, compiled=True, threads=1)
     for _ in range(2):
-        with pytest.raises(BackendUnavailableError, match="cannot compile the graph denoiser") as caught:
-            runtime.invert(tiny_maps[:2], **GUIDED)
+        with pytest.raises(BackendUnavailableError, match="cannot compile the graph decoder") as caught:
+            runtime.decode(torch.zeros(2, 4, 8, 8))
         assert caught.value.reasons == {"torch": ["ValueError: no such instruction"]}
         assert "--compiled" in caught.value.remedy
 
 
-def test_a8_memory_that_runs_out_while_compiling_is_that(tiny_engine, tiny_maps, monkeypatch):
+def test_a8_memory_that_runs_out_while_compiling_is_that(tiny_engine, monkeypatch):
     def exhausted(_graph, _inputs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 

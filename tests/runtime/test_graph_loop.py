@@ -194,6 +194,16 @@ def test_where_a_capture_fails_auto_goes_on_without_and_says_why(graphed, cuda, 
     assert runtime.info["cuda_graphs"] == {"mode": "off", "captured": [], "reasons": reasons}
 
 
+def test_two_streams_are_part_of_a_graph(cuda, tiny_engine, plain, tiny_maps, monkeypatch):
+    monkeypatch.setattr("featinv_fast.backends.torch_.stream_problems", lambda _: [])
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    runtime = Runtime(tiny_engine, backend="torch", threads=1, cuda_graphs="step", two_streams=True)
+    options = {**RUNS["guided"], "output_type": "float", "seed": 3}
+    assert close(runtime.invert(tiny_maps[:2], **options), plain.invert(tiny_maps[:2], **options))
+    info = runtime.info
+    assert (info["two_streams"], info["cuda_graphs"]["mode"], cuda.capture.call_count) == (True, "step", 2)
+
+
 @pytest.mark.parametrize("outcome", ["captured", "refused"])
 @pytest.mark.parametrize("users", [False, True])
 def test_algorithms_are_timed_before_and_in_a_capture_alone(graphed, cuda, tiny_maps, monkeypatch, outcome, users):
