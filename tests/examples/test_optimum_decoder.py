@@ -8,6 +8,7 @@ own classes load and run the decoder too, and its declaration is compared with t
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -23,7 +24,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from featinv_fast.checkpoints import load, save
 from featinv_fast.checkpoints.diffusers_configs import component_configs
+from featinv_fast.text import OFFICIAL_PROMPT, encode_prompt, prompt_ids
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "optimum_decoder.py"
 VARIABLE = "FEATINV_OPTIMUM"
@@ -38,6 +41,27 @@ DECLARED = [
 ]
 # What ORTVaeDecoder and the pipelines around it read of config.json.
 READ_BY_PIPELINES = ("scaling_factor", "block_out_channels", "latent_channels", "sample_size", "up_block_types")
+
+needs_optimum = pytest.mark.skipif(
+    VARIABLE not in os.environ,
+    reason=f"{VARIABLE} names no folder with optimum's packages: pip install --no-deps --target DIR {PACKAGES}",
+)
+
+
+def run_with_optimum(script: str, *arguments: Path) -> str:
+    """What a script beside this file prints, in a process that imports optimum's packages."""
+    packages = Path(os.environ[VARIABLE])
+    # Who names a folder wants this to run: an empty one must not pass for a success.
+    assert (packages / "optimum" / "onnxruntime").is_dir(), f"{packages} has no optimum-onnx"
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name(script)), *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": str(packages), "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -133,27 +157,49 @@ def test_a_decoder_that_does_not_begin_with_the_scale_is_refused(golden_engine: 
     assert not (tmp_path / "folder").exists()
 
 
-@pytest.mark.skipif(
-    VARIABLE not in os.environ,
-    reason=f"{VARIABLE} names no folder with optimum's packages: pip install --no-deps --target DIR {PACKAGES}",
-)
+@needs_optimum
 def test_optimum_runs_it_and_declares_this_layout(folder: Path, golden_model, relative_norm, tmp_path: Path):
-    packages = Path(os.environ[VARIABLE])
-    # Who names a folder wants this to run: an empty one must not pass for a success.
-    assert (packages / "optimum" / "onnxruntime").is_dir(), f"{packages} has no optimum-onnx"
     latents = {str(batch): torch.randn(batch, 4, 32, 32) for batch in (1, 3)}
     inputs, outputs = tmp_path / "inputs.npz", tmp_path / "outputs.npz"
     np.savez(inputs, **{name: x.numpy() for name, x in latents.items()})
-    script = Path(__file__).with_name("run_in_optimum.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(folder), str(inputs), str(outputs)],
-        env=os.environ | {"PYTHONPATH": str(packages), "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == DECLARED
+    assert json.loads(run_with_optimum("run_in_optimum.py", folder, inputs, outputs)) == DECLARED
     with np.load(outputs) as images:
         for name, x in latents.items():
             assert relative_norm(torch.from_numpy(images[name]), golden_model.autoencoder.decode(x)) <= 2e-5
+
+
+def random_text_encoder(width: int, layers: int) -> dict[str, Tensor]:
+    """A CLIP text encoder's tensors, with its whole vocabulary and 77 positions."""
+    generator = torch.Generator().manual_seed(3)
+
+    def norm(name: str) -> dict[str, Tensor]:
+        return {f"{name}.weight": 1 + 0.1 * torch.randn(width, generator=generator), f"{name}.bias": torch.zeros(width)}
+
+    def linear(name: str, outputs: int, inputs: int) -> dict[str, Tensor]:
+        weight = torch.randn(outputs, inputs, generator=generator) / inputs**0.5
+        return {f"{name}.weight": weight, f"{name}.bias": 0.1 * torch.randn(outputs, generator=generator)}
+
+    state = {
+        "embeddings.token_embedding.weight": torch.randn(49408, width, generator=generator),
+        "embeddings.position_embedding.weight": torch.randn(77, width, generator=generator),
+        **norm("final_layer_norm"),
+    }
+    for layer in (f"encoder.layers.{i}" for i in range(layers)):
+        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            state |= linear(f"{layer}.self_attn.{part}", width, width)
+        state |= linear(f"{layer}.mlp.fc1", 2 * width, width) | linear(f"{layer}.mlp.fc2", width, 2 * width)
+        state |= norm(f"{layer}.layer_norm1") | norm(f"{layer}.layer_norm2")
+    return state
+
+
+@needs_optimum
+def test_optimum_exports_the_text_encoder_of_a_converted_checkpoint(golden_checkpoint, relative_norm, tmp_path: Path):
+    """An engine has none: what it stores of a prompt is what optimum's text encoder gives as its last hidden state."""
+    text_encoder = random_text_encoder(width=64, layers=2)
+    save(dataclasses.replace(load(golden_checkpoint), text_encoder=text_encoder), tmp_path / "folder", "diffusers")
+    run_with_optimum("export_by_optimum.py", tmp_path / "folder", tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [(x.name, x.type) for x in session.get_inputs()] == [("input_ids", "tensor(int64)")]
+    ids = np.array([prompt_ids(OFFICIAL_PROMPT)])
+    (hidden,) = session.run(["last_hidden_state"], {"input_ids": ids})
+    assert relative_norm(torch.from_numpy(hidden), encode_prompt(OFFICIAL_PROMPT, text_encoder)) <= 2e-5
