@@ -16,11 +16,17 @@ from torch import Tensor
 from featinv_fast.checkpoints.header import ITEM_BYTES
 from featinv_fast.errors import CheckpointError
 
-DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",  # batch norms of backbones count in it
+}
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write floating-point tensors, one after the other: no second copy of the weights is made.
+    """Write tensors, one after the other: no second copy of the weights is made.
 
     The library's own writer orders metadata at random; here the same content gives the same bytes, so that a hash of
     the file says whether a checkpoint changed.

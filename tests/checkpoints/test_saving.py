@@ -75,6 +75,7 @@ def test_tensors_of_any_memory_layout_are_written_by_value(tmp_path):
         "shared": base[1],
         "expanded": torch.ones(1).expand(5),
         "scalar": torch.tensor(3.0, dtype=torch.bfloat16),
+        "counted": torch.tensor(7),  # as a batch norm counts its batches
         "empty": torch.zeros(0, 4),
     }
     writer.write_safetensors(tmp_path / "x.safetensors", tensors, {})
