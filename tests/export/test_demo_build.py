@@ -70,6 +70,14 @@ def test_the_figures_cover_what_is_claimed(built):
         ("yer 1", "yer 1", "engine"),
         ("yer 1", "yer 1", "autoencoder"),
     ]
+    assert {row["judge"] for row in results["stranger"]} == {"resnet10t, layer final"}
+    assert [(row["kind"], row["engine"]) for row in results["stranger"]] == [
+        ("autoencoder", ""),
+        ("engine", "demo teacher"),
+        ("engine", "demo consistency student"),
+    ]
+    assert all(row["share_of_ceiling"] is not None for row in results["stranger"][1:])
+    assert 0 <= results["strangers_accuracy"] <= 1
     first = [(row["engine"], row["steps"], row["n"]) for row in results["first"]]
     assert first == [("demo teacher", 50, 3), ("demo consistency student", 4, 3)]
     groups = [row["group"] for row in results["robustness"]]

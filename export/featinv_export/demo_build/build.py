@@ -64,8 +64,8 @@ def export_engines(options: BuildOptions) -> None:
     engines = {
         "teacher": ("refined", "demo teacher"),
         options.student: (options.student, f"demo {options.student} student"),
-        "pooled": ("pooled", "demo pooled teacher"),
-        "stage1": ("stage1", "demo stage-1 teacher"),
+        "pooled": ("pooled_refined", "demo pooled teacher"),
+        "stage1": ("stage1_refined", "demo stage-1 teacher"),
     }
     for folder, (recipe, name) in engines.items():
         export(

@@ -53,7 +53,7 @@ the reconstruction. `{distance}`: Frechet distance between the sets of images in
 features; it is not FID. The ceiling is what the autoencoder alone makes of the originals; unrelated images compare each
 original with the one before it. Times are those of the machine that built it{machine}.
 The refined teacher and the student were trained on what this very backbone sees of their images, too: its cosines and
-matches are kinder to them than a stranger's eye.
+matches are kinder to them than a stranger's eye, which has a table of its own.
 
 {goals}
 
@@ -66,7 +66,7 @@ matches are kinder to them than a stranger's eye.
 ### Spatial features against pooled ones
 
 Both engines make 50 steps, both are judged by the final map. The pooled one was given one vector for the whole image;
-it and the one of stage 1 were trained for fewer steps and without `refined.toml`.
+it and the one of stage 1 were trained in the same way, for fewer steps.
 
 {baselines}
 
@@ -76,6 +76,13 @@ it and the one of stage 1 were trained for fewer steps and without `refined.toml
 stage 1. The cosines of two judges have different ceilings: compare the shares.
 
 {stages}
+
+### A stranger's eye
+
+The same by a network that had no part in the training of any engine: a ResNet-10 (`judge.toml`), which has
+{strangers_accuracy:.1%} of the test scenes right.
+
+{stranger}
 
 ### What no training has seen
 
@@ -107,7 +114,7 @@ def card(results: Mapping[str, Any]) -> str:
     """Markdown of what `measure` found, the content of `results.json`."""
     tables = {
         name: [from_dict(Row, row, where=name) for row in results[name]]
-        for name in ("samplers", "baselines", "stages", "robustness")
+        for name in ("samplers", "baselines", "stages", "stranger", "robustness")
     }
     accuracy, parameters = results["accuracy"], results["parameters"]
     ran = next(row for row in tables["samplers"] if row.backend)
@@ -129,6 +136,8 @@ def card(results: Mapping[str, Any]) -> str:
         plot=PLOT,
         baselines=markdown(_with_engines(tables["baselines"])),
         stages=markdown(_with_judges(tables["stages"])),
+        strangers_accuracy=results["strangers_accuracy"],
+        stranger=markdown(_with_engines(tables["stranger"])),
         few=find(tables["samplers"], STUDENT[results["student"]], results["student"]).label,
         styles=markdown(_styles(tables["robustness"], accuracy)),
         corruptions=markdown(_corruptions(tables["robustness"], accuracy)),

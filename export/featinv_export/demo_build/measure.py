@@ -16,7 +16,7 @@ from safetensors import safe_open
 from featinv_export.demo_build.options import PICTURES, PLOT, BuildOptions
 from featinv_export.weights import weight_index
 from featinv_fast import demo
-from featinv_fast.config import to_dict
+from featinv_fast.config import FeatureSpec, to_dict
 from featinv_fast.demo import builtin
 from featinv_fast.evaluate import (
     WORLD_DISTANCE,
@@ -51,6 +51,8 @@ STUDENT = {"consistency": ("lcm", 4), "trajectory": ("ddim", 4)}
 # Where checkpoints note the recipe that made them.
 RECIPE_NOTE = "featinv.info.recipe"
 NATURAL = str(demo.Style.NATURAL)
+# What the recipe "judge" makes.
+STRANGER = FeatureSpec(backbone="resnet10t", layer="final", channels=512, height=2, width=2, input_size=64)
 BATCH = 32
 # Scenes that each engine inverts once more as it does by default: few enough for a test to repeat.
 FIRST = 64
@@ -72,6 +74,7 @@ def measure(options: BuildOptions) -> None:
         ],
         "baselines": [find(teacher.rows, TEACHER), bench.pooled()],
         "stages": [find(teacher.rows, TEACHER), ceiling, *bench.stages()],
+        "stranger": bench.strangers_view(),
         "robustness": bench.robustness(),
         "first": [bench.first(engine) for engine in ("teacher", options.student)],
     }
@@ -80,6 +83,7 @@ def measure(options: BuildOptions) -> None:
         "scenes": options.scenes,
         "parameters": _parameters(options),
         "accuracy": bench.accuracy(),
+        "strangers_accuracy": bench.right(bench.stranger, bench.scenes.images),
         "recipes": {name: _recipe(name, options) for name in options.recipes},
         **{name: [to_dict(row) for row in rows] for name, rows in tables.items()},
     }
@@ -97,6 +101,8 @@ class _Bench:
     def __init__(self, options: BuildOptions) -> None:
         self.options = options
         self.final = self.backbone("final")
+        # Another architecture with other weights, and no loss of any model that is measured saw it.
+        self.stranger = Backbone(STRANGER, weights=options.checkpoint("judge"))
         self.scenes = demo.load_scenes(options.scenes)
         self.autoencoder = autoencoder_of(options.checkpoint("controlnet"), batch_size=BATCH)
 
@@ -139,6 +145,21 @@ class _Bench:
         by_own = dataclasses.replace(find(judged_again.rows, TEACHER), seconds_per_image=by_final.seconds_per_image)
         return [by_final, by_own, judged_again.row("autoencoder")]
 
+    def strangers_view(self) -> list[Row]:
+        """The ceiling, the teacher and the student, judged by a network that had no part in their training."""
+        teacher = self.judged(self.runtime("teacher"), self.final, self.stranger)
+        student = evaluate(
+            self.runtime(self.options.student),
+            self.final,
+            self.examples(),
+            judge=self.stranger,
+            batch_size=BATCH,
+            progress=self.options.progress,
+        )
+        ceiling = teacher.row("autoencoder")
+        ours = [_with_share(row, ceiling) for row in student.rows if row.kind is Kind.ENGINE]
+        return [ceiling, find(teacher.rows, TEACHER), *ours]
+
     def judged(self, runtime: Inverter, backbone: Classifier, judge: Classifier) -> Report:
         """50 steps of a teacher, with the ceiling of the judge's features."""
         return evaluate(
@@ -165,17 +186,17 @@ class _Bench:
 
     def accuracy(self) -> dict[str, float]:
         """How often the backbone names the class of a scene, for each variant."""
-        return {name: float(np.mean(self.classes(images) == self.scenes.labels)) for name, images in self.variants()}
+        return {name: self.right(self.final, images) for name, images in self.variants()}
 
-    def classes(self, images: np.ndarray) -> np.ndarray:
-        """The backbone's top class of each image, int64 [B]."""
+    def right(self, classifier: Classifier, images: np.ndarray) -> float:
+        """How often a classifier names the class of the test scenes, of which `images` [B, 64, 64, 3] are a variant."""
         found = []
         for start in range(0, len(images), BATCH):
-            pixels = self.final.preprocess([Image.fromarray(image) for image in images[start : start + BATCH]])
-            _, logits = self.final.features_and_logits(pixels)
-            assert logits is not None, "the built-in backbone has classes"
+            pixels = classifier.preprocess([Image.fromarray(image) for image in images[start : start + BATCH]])
+            _, logits = classifier.features_and_logits(pixels)
+            assert logits is not None, "the demo's backbones have classes"
             found.append(logits.argmax(dim=1).numpy())
-        return np.concatenate(found)
+        return float(np.mean(np.concatenate(found) == self.scenes.labels))
 
     def examples(self) -> Iterator[Example]:
         """The test scenes under the names of their classes."""

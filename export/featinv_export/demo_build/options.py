@@ -14,7 +14,20 @@ if TYPE_CHECKING:
     from featinv_fast.train import Recipe
 
 # In the order in which they need one another; a build makes one of the students.
-RECIPES = ("backbone", "autoencoder", "base", "controlnet", "refined", "consistency", "trajectory", "pooled", "stage1")
+RECIPES = (
+    "backbone",
+    "autoencoder",
+    "base",
+    "controlnet",
+    "refined",
+    "consistency",
+    "trajectory",
+    "pooled",
+    "pooled_refined",
+    "stage1",
+    "stage1_refined",
+    "judge",
+)
 STUDENTS = ("consistency", "trajectory")
 
 # Files of the built-in engine that people look at.
