@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from featinv_fast.backends.base import Request, Session
-from featinv_fast.backends.torch_compile import COMPILED_GRAPHS, CompiledGraph, compile_problems
+from featinv_fast.backends.compiler import compiler_problems
+from featinv_fast.backends.torch_compile import COMPILED_GRAPHS, CompiledGraph
 from featinv_fast.config import ModelConfig, Precision
 from featinv_fast.rewrites.engine_model import DTYPES, EngineModel, storage_dtypes
 from featinv_fast.rewrites.folded_biases import fold_biases
@@ -122,7 +123,7 @@ class TorchBackend:
         return [
             *self.problems_here(device),
             *provider_problems(providers_on(device, request.kernels), device, DTYPES[precision]),
-            *(compile_problems(device) if request.compiled else []),
+            *(compiler_problems(device) if request.compiled else []),
             *(stream_problems(device) if request.two_streams else []),
             *(["compiled graphs run on one stream"] if request.compiled and request.two_streams else []),
         ]

@@ -7,29 +7,20 @@ cannot be compiled is an error.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from featinv_fast.backends.compiler import compiler_problems, quiet_torch
+from featinv_fast.backends.compiler import quiet_torch
 from featinv_fast.backends.memory import is_out_of_memory
 from featinv_fast.errors import BackendUnavailableError
 
 # What runs in every step, and the decoder. The others run once for an image or a call, and their sizes vary more.
 COMPILED_GRAPHS = ("denoiser", "denoiser_unguided", "decoder")
 COMPILER = "inductor"
-# Codes of one graph beyond which something compiles that should not.
-MOST_CODES = 6
-
-
-def compile_problems(device: torch.device) -> list[str]:
-    """Why `torch.compile` cannot compile graphs for `device` here; empty where it can."""
-    if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
-        return [f"torch {torch.__version__} counts the code of all engines in a process together: update torch"]
-    return compiler_problems(device)
 
 
 class CompiledGraph:
@@ -42,11 +33,10 @@ class CompiledGraph:
 
     def __init__(self, name: str, graph: Callable[..., Tensor]) -> None:
         self.name = name
-        # Dynamo's own limit would make it run uncompiled, with a warning; `fullgraph` makes that an error. Each
-        # session has codes of its own: those of one class are otherwise counted together.
-        limits: dict[str, Any] = {"recompile_limit": MOST_CODES, "isolate_recompiles": True}  # not in torch's overloads
+        # Beyond Dynamo's limit of codes for one function it would run uncompiled, with a warning; `fullgraph` makes
+        # that an error.
         self._run: Callable[..., Tensor] = torch.compile(
-            graph, backend=COMPILER, fullgraph=True, dynamic=False, **limits
+            _function_of_its_own(graph), backend=COMPILER, fullgraph=True, dynamic=False
         )
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -71,6 +61,18 @@ class CompiledGraph:
                     reasons={"torch": [f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"]},
                     remedy="leave out compiled (--compiled); the layers then run one by one",
                 ) from error
+
+
+def _function_of_its_own(graph: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`graph` as a function whose code object is new: Dynamo counts by them, and would all graphs of a class together.
+
+    With a second engine in the process, the limit would be reached by what neither of them does alone.
+    """
+
+    def run(*inputs: Tensor) -> Tensor:
+        return graph(*inputs)
+
+    return FunctionType(run.__code__.replace(), run.__globals__, closure=run.__closure__)
 
 
 def _with_free_batch(x: Tensor) -> Tensor:
