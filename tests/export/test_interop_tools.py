@@ -147,25 +147,27 @@ def test_other_tools_compute_what_the_official_code_computed(
     check(given, expected, relative_norm, tolerance)
 
 
+@pytest.mark.parametrize("name", demo.ENGINES)
 @pytest.mark.parametrize(("precision", "tolerance"), [(Precision.FP32, 2e-5), (Precision.FP16, 1e-2)])
-def test_other_tools_compute_the_built_in_engine(
-    tmp_path: Path, run_elsewhere, relative_norm, precision: Precision, tolerance: float
+def test_other_tools_compute_the_built_in_engines(
+    tmp_path: Path, run_elsewhere, relative_norm, name: str, precision: Precision, tolerance: float
 ):
-    """It is shipped without graphs: they are made here, and point into its weights, which are stored in fp16."""
-    engine = demo.load_engine()
+    """They are shipped without graphs: those are made here, and point into the weights, which are stored in fp16."""
+    engine = demo.load_engine(name)
     manifest = engine.manifest
-    assert manifest.sampling.guidance_scale == 1.0  # so that it runs the unguided denoiser alone
-    specs = {name: spec for name, spec in manifest.graph_specs().items() if name != "denoiser"}
+    assert (manifest.sampling.guidance_scale == 1.0) == (name == "student")
+    idle = "denoiser" if name == "student" else "denoiser_unguided"  # which it does not run by default
+    specs = {graph: spec for graph, spec in manifest.graph_specs().items() if graph != idle}
     shutil.copyfile(engine.path / WEIGHT_FILE, tmp_path / WEIGHT_FILE)
     index = weight_index(tmp_path)
     structure = EngineModel.empty(manifest.model)
     dtypes = storage_dtypes(structure, precision, manifest.kept_fp32)
-    for name, parameter in structure.named_parameters():
-        parameter.data = parameter.data.to(dtypes[name])
+    for tensor, parameter in structure.named_parameters():
+        parameter.data = parameter.data.to(dtypes[tensor])
     graphs = structure.graphs()
-    for name, spec in specs.items():
-        onnx_ir.save(export_graph(graphs[name], spec, index), tmp_path / f"{name}.onnx")
-    assert check_graphs([tmp_path / f"{name}.onnx" for name in specs], "10.0") == []
+    for graph, spec in specs.items():
+        onnx_ir.save(export_graph(graphs[graph], spec, index), tmp_path / f"{graph}.onnx")
+    assert check_graphs([tmp_path / f"{graph}.onnx" for graph in specs], "10.0") == []
     cases = random_cases(specs, batches=(2,))
     expected = compute_here(engine, cases)
     for tool in ("onnxruntime", "openvino"):
