@@ -61,10 +61,10 @@ def require_compiler(device: torch.device) -> None:
             expected="the device itself, and torch 2.15 for packages for CPUs",
             remedy="run the export on a machine of that kind, name another device, or leave out --aoti",
         )
-    for problem in compiler_problems(device):
+    if missing := compiler_problems(device):
         raise MissingPackageError(
             "making AOTInductor packages needs a C++ compiler, and Triton for a GPU",
-            given=problem,
+            given="; ".join(missing),
             expected="g++, or the compiler that the environment variable CXX names",
             remedy="apt-get install g++ (and pip install triton for a GPU), or leave out --aoti; running a finished "
             "package needs neither",

@@ -73,15 +73,7 @@ def add_plans(folder: Path, options: PlanOptions, progress: Progress = lambda *_
             shutil.copyfile(engine.path / name, stage.path / name)
         plans = write_plans(stage.path, specs, manifest.precision, options, profiles, steps.begin, steps.detail)
         steps.begin("checking the plans")
-        candidate = parity.Candidate(
-            folder=stage.path,
-            config=manifest.model,
-            specs=specs,
-            precision=manifest.precision,
-            storage=manifest.storage,
-            kept_fp32=manifest.kept_fp32,
-            onnx=True,
-        )
+        candidate = parity.Candidate.of_engine(manifest, stage.path, onnx=True)
         results = parity.compare_plans(candidate, plans, stored_cases(candidate), GPU)
         checked = parity.require_passed(results, stage.destination.with_name(f"{stage.destination.name}.parity.json"))
 

@@ -24,7 +24,7 @@ from featinv_fast.backends.onnxruntime_ import SUFFIX, OnnxruntimeSession, provi
 from featinv_fast.backends.tensorrt_ import TensorrtSession
 from featinv_fast.backends.torch_ import WEIGHT_FILE, TorchSession
 from featinv_fast.config import ModelConfig, Precision
-from featinv_fast.engine import GraphSpec, ParityInfo, ParityStatus
+from featinv_fast.engine import GraphSpec, Manifest, ParityInfo, ParityStatus
 from featinv_fast.engine.files import hash_files
 from featinv_fast.engine.plans import PlanInfo
 from featinv_fast.errors import ParityError
@@ -85,6 +85,20 @@ class Candidate:
     onnx: bool
     aoti: torch.device | None = None  # what the AOTInductor packages run on, where there are any
     storage: Precision | None = None  # of the weights, where it is not `precision`
+
+    @classmethod
+    def of_engine(cls, manifest: Manifest, folder: Path, *, onnx: bool, aoti: torch.device | None = None) -> Candidate:
+        """Files of an engine in `folder`, some of which may be new, as its `manifest` has them."""
+        return cls(
+            folder=folder,
+            config=manifest.model,
+            specs=manifest.graph_specs(),
+            precision=manifest.precision,
+            kept_fp32=manifest.kept_fp32,
+            onnx=onnx,
+            aoti=aoti,
+            storage=manifest.storage,
+        )
 
     def tolerance(self, graph: str) -> float:
         """The limit on a graph's relative difference."""

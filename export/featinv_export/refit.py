@@ -90,16 +90,7 @@ def refit(folder: Path, options: ExportOptions, progress: Progress = lambda *_: 
         specs = manifest.graph_specs()
         cases = parity.reference_cases(plain, prompts.embeddings, specs)
         del plain
-        candidate = parity.Candidate(
-            folder=stage.path,
-            config=manifest.model,
-            specs=specs,
-            precision=manifest.precision,
-            storage=manifest.storage,
-            kept_fp32=manifest.kept_fp32,
-            onnx=bool(graphs),
-            aoti=aoti,
-        )
+        candidate = parity.Candidate.of_engine(manifest, stage.path, onnx=bool(graphs), aoti=aoti)
         results = list(parity.compare(candidate, cases, steps.begin))
         plans = _refit_plans(engine, stage.path)
         problems = _plan_problems(engine, plans)

@@ -50,16 +50,7 @@ def verify(folder: Path, progress: Progress = lambda *_: None) -> Path:
         aoti, _ = runnable_packages(engine)
         steps = Steps(4 + (len(manifest.graph_specs()) if onnx else 0) + (aoti is not None), progress)
         steps.begin("running torch in fp32")
-        candidate = parity.Candidate(
-            folder=engine.path,
-            config=manifest.model,
-            specs=manifest.graph_specs(),
-            precision=manifest.precision,
-            storage=manifest.storage,
-            kept_fp32=manifest.kept_fp32,
-            onnx=onnx,
-            aoti=aoti,
-        )
+        candidate = parity.Candidate.of_engine(manifest, engine.path, onnx=onnx, aoti=aoti)
         cases = stored_cases(candidate)
         results = list(parity.compare(candidate, cases, steps.begin))
         steps.begin("checking the plans")

@@ -79,12 +79,9 @@ class ControlNetObjective(Objective):
             dropped[:own] = False
             stops = diffusion.own_stops(times[:own], self._recipe.own_path.jumps, generator)
             x[:own] = self._own_path(stops, noise[:own], features[:own])
-        eps = self._predict(
-            x,
-            times.to(latents.device).float(),
-            features.masked_fill(dropped[..., None], 0.0),
-            torch.where(dropped, self.uncond, self.cond),
-        )
+        condition = self.model.condition_encoder(features.masked_fill(dropped[..., None], 0.0))
+        context = torch.where(dropped, self.uncond, self.cond)
+        eps = self._predict(x, times.to(latents.device).float(), condition, context)
         x0 = diffusion.predicted_x0(x, eps, diffusion.signal_share(times).to(x))
         losses = {"loss": latents.new_zeros(())}
         if own < len(latents):
@@ -106,17 +103,18 @@ class ControlNetObjective(Objective):
         latents, features = self.inputs.mean_latents(batch), self.inputs.features(batch)
         noise = diffusion.normal(latents, torch.Generator().manual_seed(0))
         table = samplers.build("ddim", PREVIEW_STEPS)
-        made = diffusion.sample(table, lambda x, time: self._predict(x, time, features, self.cond), noise)
+        condition = self.model.condition_encoder(features)
+        made = diffusion.sample(table, lambda x, time: self._predict(x, time, condition, self.cond), noise)
         return torch.stack([self.inputs.autoencoder.decode(x) for x in (latents, made)])
 
     @torch.no_grad()
     def _own_path(self, stops: list[Tensor], x: Tensor, features: Tensor) -> Tensor:
         """Where DDIM leads from pure noise `x` [B, 4, h, w], from stop to stop, each times [B]."""
+        condition = self.model.condition_encoder(features)
         for start, end in itertools.pairwise(stops):
-            eps = self._predict(x, start.to(x.device).float(), features, self.cond)
+            eps = self._predict(x, start.to(x.device).float(), condition, self.cond)
             x = diffusion.ddim_step(x, eps, *(diffusion.signal_share(t).to(x) for t in (start, end)))
         return x
 
-    def _predict(self, x: Tensor, time: Tensor, features: Tensor, context: Tensor) -> Tensor:
-        condition = self.model.condition_encoder(features)
+    def _predict(self, x: Tensor, time: Tensor, condition: Tensor, context: Tensor) -> Tensor:
         return self.model.denoiser(x, condition, time, context, self.control_scales)

@@ -60,15 +60,7 @@ def test_every_backend_agrees_on_every_graph_and_on_images(engines, relative_nor
     features = demo.load_scenes(3).features
     for name, engine in engines.items():
         manifest = engine.manifest
-        candidate = parity.Candidate(
-            folder=engine.path,
-            config=manifest.model,
-            specs=manifest.graph_specs(),
-            precision=manifest.precision,
-            kept_fp32=manifest.kept_fp32,
-            onnx=True,
-            aoti=CPU,
-        )
+        candidate = parity.Candidate.of_engine(manifest, engine.path, onnx=True, aoti=CPU)
         compared = parity.compare(candidate, stored_cases(candidate), lambda _: None)
         assert {(row.graph, row.backend, row.batch) for row in compared} == {
             (graph, backend, batch) for graph in manifest.graph_specs() for backend in BACKENDS for batch in (1, 2)

@@ -247,6 +247,7 @@ def test_a_share_of_the_latents_comes_from_where_the_model_itself_arrives(
     latents = batch["mean"] * tiny_config.autoencoder.latent_scale
     settings = controlnet_recipe(drop_features=1.0, own_path=OwnPathConfig(share=0.5, jumps=3))
     objective = ControlNetObjective(make_model(tiny_config), inputs, prompts, settings)
+    objective.model.condition_encoder = nn.Identity()  # so that the features themselves are seen
     wrong, calls = 0.0, []
 
     def predict(x, time, features, context):
