@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -23,6 +23,8 @@ from featinv_fast.train.settings import Recipe
 
 UNET, CONTROLNET, AUTOENCODER = "denoiser.unet.", "denoiser.controlnet.", "autoencoder."
 AUTOENCODER_KEY = "featinv.autoencoder"
+# Where checkpoints note the recipe that made them.
+RECIPE_NOTE = "featinv.info.recipe"
 
 
 @contextlib.contextmanager
@@ -124,11 +126,11 @@ def constant_prompts(config: ModelConfig, seed: int) -> dict[str, Tensor]:
     return {"cond": torch.randn(shape, generator=randomness.generator(seed, "prompt")), "uncond": torch.zeros(shape)}
 
 
-def save_autoencoder(path: Path, autoencoder: Autoencoder, config: AutoencoderConfig) -> None:
-    """Write a trained autoencoder alone, replacing an older one."""
+def save_autoencoder(path: Path, autoencoder: Autoencoder, config: AutoencoderConfig, notes: Mapping[str, str]) -> None:
+    """Write a trained autoencoder alone, replacing an older one, with `notes` in the metadata."""
     tensors = {AUTOENCODER + name: tensor for name, tensor in autoencoder.state_dict().items()}
     with replacing(path, force=True, replaceable=lambda path: path.suffix == ".safetensors") as temporary:
-        write_safetensors(temporary, tensors, {"format": "pt", AUTOENCODER_KEY: json.dumps(to_dict(config))})
+        write_safetensors(temporary, tensors, {"format": "pt", AUTOENCODER_KEY: json.dumps(to_dict(config)), **notes})
 
 
 def load_autoencoder(path: Path) -> tuple[Autoencoder, AutoencoderConfig]:
@@ -159,7 +161,7 @@ def load_autoencoder(path: Path) -> tuple[Autoencoder, AutoencoderConfig]:
 
 def notes(recipe: Recipe) -> dict[str, str]:
     """Metadata that say how a file was made."""
-    return {"featinv.info.recipe": json.dumps(to_dict(recipe), sort_keys=True)}
+    return {RECIPE_NOTE: json.dumps(to_dict(recipe), sort_keys=True)}
 
 
 def with_autoencoder(config: ModelConfig, autoencoder: AutoencoderConfig, image_size: int) -> ModelConfig:

@@ -124,7 +124,7 @@ def _autoencoder(recipe: AutoencoderRecipe, place: Place) -> None:
     objective = AutoencoderObjective(model, recipe, data, size, perceptual)
     _fit(objective, recipe, place)
     config = dataclasses.replace(recipe.model, latent_scale=objective.measured_scale())
-    assembly.save_autoencoder(place.out(recipe), model, config)
+    assembly.save_autoencoder(place.out(recipe), model, config, assembly.notes(recipe))
 
 
 def _backbone(recipe: BackboneRecipe, place: Place) -> None:

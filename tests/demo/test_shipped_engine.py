@@ -15,9 +15,8 @@ from featinv_fast.evaluate import Example, Setting, evaluate
 SCENES = 64
 # For rounding: it moves the images a little, and may tip the class of two of the scenes.
 COSINE_ROOM, MATCH_ROOM = 0.005, 2.5 / SCENES
-# Goals that are reached: of the ceiling, of the teacher's cosine, and the student's class match. The teacher's class
-# match is not among them; the model card says how far it is.
-CEILING_SHARE, STUDENT_SHARE, STUDENT_MATCH = 0.90, 0.97, 0.87
+# The goals: of the ceiling, of the teacher's cosine, and the class matches of both.
+CEILING_SHARE, STUDENT_SHARE, TEACHER_MATCH, STUDENT_MATCH = 0.90, 0.97, 0.90, 0.87
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +59,13 @@ def test_it_reaches_what_its_figures_say(measured, name):
     assert shipped(name)["n"] >= 512
 
 
-def test_goals_that_are_reached_hold_on_all_scenes():
+def test_the_goals_are_reached_on_all_scenes():
     """By the figures, which the test before repeats in part."""
     (ceiling,) = rows("samplers", kind="autoencoder")
     teacher, student = shipped("teacher"), shipped("student")
     assert teacher["cosine"]["mean"] >= CEILING_SHARE * ceiling["cosine"]["mean"]
     assert student["cosine"]["mean"] >= STUDENT_SHARE * teacher["cosine"]["mean"]
+    assert teacher["top1"] >= TEACHER_MATCH
     assert student["top1"] >= STUDENT_MATCH
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 import featinv_fast.demo.recipes
@@ -24,7 +25,7 @@ from featinv_fast.errors import ConfigError
 from featinv_fast.features import Backbone, normalise
 from featinv_fast.runtime import Runtime
 from featinv_fast.train import run
-from featinv_fast.train.assembly import load_autoencoder
+from featinv_fast.train.assembly import RECIPE_NOTE, load_autoencoder
 from featinv_fast.train.logs import read_log
 
 RECIPES = featinv_fast.demo.recipes.FOLDER
@@ -106,6 +107,13 @@ def steering(seen, features):
     mean = features.mean(dim=0, keepdim=True)
     near = [cosine(seen - mean, features.roll(shift, 0) - mean) for shift in range(len(features))]
     return near[0] - np.mean(near[1:])
+
+
+def test_every_file_carries_the_recipe_that_made_it(root):
+    for name in PLAN:
+        with safe_open(root / f"{name}.safetensors", framework="pt") as file:
+            note = json.loads(file.metadata()[RECIPE_NOTE])
+        assert note["out"] == f"{name}.safetensors"
 
 
 @pytest.mark.parametrize("name", ["autoencoder", "base", "controlnet"])

@@ -66,7 +66,7 @@ matches are kinder to them than a stranger's eye, which has a table of its own.
 ### Spatial features against pooled ones
 
 Both engines make 50 steps, both are judged by the final map. The pooled one was given one vector for the whole image;
-it and the one of stage 1 were trained in the same way, for fewer steps.
+it and the one of stage 1 were trained in the same way, for fewer steps and on shorter paths of their own.
 
 {baselines}
 

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,6 @@ from featinv_fast.evaluate import (
     WORLD_DISTANCE,
     Classifier,
     Example,
-    Inverter,
     Kind,
     Picture,
     Pooled,
@@ -38,6 +37,7 @@ from featinv_fast.evaluate import (
 from featinv_fast.features import Backbone
 from featinv_fast.inversion import Inversion
 from featinv_fast.runtime import Runtime
+from featinv_fast.train.assembly import RECIPE_NOTE
 
 # How each engine is sampled.
 SAMPLERS = {
@@ -48,8 +48,6 @@ SAMPLERS = {
 # What the built-in engines do unless told otherwise: sampler and steps.
 TEACHER = ("ddim", 50)
 STUDENT = {"consistency": ("lcm", 4), "trajectory": ("ddim", 4)}
-# Where checkpoints note the recipe that made them.
-RECIPE_NOTE = "featinv.info.recipe"
 NATURAL = str(demo.Style.NATURAL)
 # What the recipe "judge" makes.
 STRANGER = FeatureSpec(backbone="resnet10t", layer="final", channels=512, height=2, width=2, input_size=64)
@@ -74,7 +72,7 @@ def measure(options: BuildOptions) -> None:
         ],
         "baselines": [find(teacher.rows, TEACHER), bench.pooled()],
         "stages": [find(teacher.rows, TEACHER), ceiling, *bench.stages()],
-        "stranger": bench.strangers_view(),
+        "stranger": bench.strangers_view(samplers),
         "robustness": bench.robustness(),
         "first": [bench.first(engine) for engine in ("teacher", options.student)],
     }
@@ -105,6 +103,7 @@ class _Bench:
         self.stranger = Backbone(STRANGER, weights=options.checkpoint("judge"))
         self.scenes = demo.load_scenes(options.scenes)
         self.autoencoder = autoencoder_of(options.checkpoint("controlnet"), batch_size=BATCH)
+        self._on_scenes: dict[str, _Remembering] = {}
 
     def backbone(self, layer: str) -> Backbone:
         return Backbone(builtin.backbone_spec(layer), weights=self.options.engines / builtin.BACKBONE)
@@ -113,10 +112,16 @@ class _Bench:
         # One backend for all, so that their times can be compared.
         return Runtime(self.options.engines / engine, backend="torch", device="cpu")
 
+    def on_scenes(self, engine: str) -> _Remembering:
+        """An engine that inverts nothing but the test scenes, by features of one kind."""
+        if engine not in self._on_scenes:
+            self._on_scenes[engine] = _Remembering(self.runtime(engine))
+        return self._on_scenes[engine]
+
     def samplers(self, engine: str) -> Report:
         """An engine in all its settings; the teacher's report also has the ceiling and the floor."""
         return evaluate(
-            self.runtime(engine),
+            self.on_scenes(engine),
             self.final,
             self.examples(),
             [Setting.parse(text) for text in SAMPLERS[engine]],
@@ -134,39 +139,33 @@ class _Bench:
 
     def pooled(self) -> Row:
         """The baseline that sees one vector for the whole image, judged by the final map as the spatial one is."""
-        return find(self.judged(self.runtime("pooled"), Pooled(self.final), self.final).rows, TEACHER)
+        return find(self.judged("pooled", TEACHER, Pooled(self.final), self.final).rows, TEACHER)
 
     def stages(self) -> list[Row]:
         """An engine of an earlier stage, judged by the final map, and then by the features that it inverts."""
-        stage, runtime = self.backbone("1"), _Remembering(self.runtime("stage1"))
-        by_final = find(self.judged(runtime, stage, self.final).rows, TEACHER)
-        judged_again = self.judged(runtime, stage, stage)
-        # The second run took no time: its images were there.
-        by_own = dataclasses.replace(find(judged_again.rows, TEACHER), seconds_per_image=by_final.seconds_per_image)
-        return [by_final, by_own, judged_again.row("autoencoder")]
+        stage = self.backbone("1")
+        by_final = find(self.judged("stage1", TEACHER, stage, self.final).rows, TEACHER)
+        by_own = self.judged("stage1", TEACHER, stage, stage)
+        return [by_final, _as_fast(find(by_own.rows, TEACHER), by_final), by_own.row("autoencoder")]
 
-    def strangers_view(self) -> list[Row]:
-        """The ceiling, the teacher and the student, judged by a network that had no part in their training."""
-        teacher = self.judged(self.runtime("teacher"), self.final, self.stranger)
-        student = evaluate(
-            self.runtime(self.options.student),
-            self.final,
-            self.examples(),
-            judge=self.stranger,
-            batch_size=BATCH,
-            progress=self.options.progress,
-        )
-        ceiling = teacher.row("autoencoder")
-        ours = [_with_share(row, ceiling) for row in student.rows if row.kind is Kind.ENGINE]
-        return [ceiling, find(teacher.rows, TEACHER), *ours]
+    def strangers_view(self, samplers: Mapping[str, Report]) -> list[Row]:
+        """The ceiling, and what `samplers` has of each engine as it is used, by a network that saw none of it made."""
+        rows: list[Row] = []
+        for engine, run in (("teacher", TEACHER), (self.options.student, STUDENT[self.options.student])):
+            report = self.judged(engine, run, self.final, self.stranger)
+            if not rows:
+                rows.append(report.row("autoencoder"))  # the same for every engine
+            rows.append(_as_fast(find(report.rows, run), find(samplers[engine].rows, run)))
+        return rows
 
-    def judged(self, runtime: Inverter, backbone: Classifier, judge: Classifier) -> Report:
-        """50 steps of a teacher, with the ceiling of the judge's features."""
+    def judged(self, engine: str, run: tuple[str, int], backbone: Classifier, judge: Classifier) -> Report:
+        """One sampler and steps of an engine, with the ceiling of the judge's features."""
+        sampler, steps = run
         return evaluate(
-            runtime,
+            self.on_scenes(engine),
             backbone,
             self.examples(),
-            [Setting(sampler="ddim", steps=50)],
+            [Setting(sampler=sampler, steps=steps)],
             judge=judge,
             autoencoder=self.autoencoder,
             spaces=[PooledFeatures(self.final, name=WORLD_DISTANCE)],
@@ -220,18 +219,19 @@ class _Remembering:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._done: dict[tuple[int, ...], Inversion] = {}
+        self._done: dict[tuple[Any, ...], Inversion] = {}
 
     @property
     def info(self) -> dict[str, Any]:
         return self._runtime.info
 
     def invert(self, features: Any, *, seed: Sequence[int], **options: Any) -> Inversion:
-        """See `Runtime.invert`. A row's seed stands for its image here, and all calls have the same options."""
+        """See `Runtime.invert`. A row's seed stands for its features here."""
         rows = tuple(seed)
-        if rows not in self._done:
-            self._done[rows] = self._runtime.invert(features, seed=rows, **options)
-        return self._done[rows]
+        way = (rows, *sorted(options.items()))
+        if way not in self._done:
+            self._done[way] = self._runtime.invert(features, seed=rows, **options)
+        return self._done[way]
 
 
 def find(rows: Sequence[Row], run: tuple[str, int], engine: str = "") -> Row:
@@ -246,6 +246,11 @@ def _with_share(row: Row, ceiling: Row) -> Row:
     return dataclasses.replace(row, share_of_ceiling=row.cosine.mean / ceiling.cosine.mean)
 
 
+def _as_fast(row: Row, first: Row) -> Row:
+    """A row of images that were there already, with the time that it took to make them for `first`."""
+    return dataclasses.replace(row, seconds_per_image=first.seconds_per_image)
+
+
 def _pictures(teacher: Report, student: Report, name: str) -> Image.Image:
     """Originals, the teacher's reconstructions and the student's, with the feature cosine under each."""
     labels = find(teacher.rows, TEACHER).label, find(student.rows, STUDENT[name]).label
@@ -257,10 +262,9 @@ def _pictures(teacher: Report, student: Report, name: str) -> Image.Image:
 
 
 def _recipe(name: str, options: BuildOptions) -> dict[str, Any]:
-    """The recipe that made a checkpoint, which carries it; an autoencoder carries none, so it is read again."""
+    """The recipe that made a checkpoint, which carries it."""
     with safe_open(options.checkpoint(name), framework="pt") as file:
-        note = (file.metadata() or {}).get(RECIPE_NOTE)
-    return to_dict(options.recipe(name)) if note is None else dict(json.loads(note))
+        return dict(json.loads(file.metadata()[RECIPE_NOTE]))
 
 
 def _parameters(options: BuildOptions) -> dict[str, int]:
