@@ -150,13 +150,12 @@ class _Bench:
 
     def strangers_view(self, samplers: Mapping[str, Report]) -> list[Row]:
         """The ceiling, and what `samplers` has of each engine as it is used, by a network that saw none of it made."""
-        rows: list[Row] = []
-        for engine, run in (("teacher", TEACHER), (self.options.student, STUDENT[self.options.student])):
-            report = self.judged(engine, run, self.final, self.stranger)
-            if not rows:
-                rows.append(report.row("autoencoder"))  # the same for every engine
-            rows.append(_as_fast(find(report.rows, run), find(samplers[engine].rows, run)))
-        return rows
+        runs = {"teacher": TEACHER, self.options.student: STUDENT[self.options.student]}
+        reports = {engine: self.judged(engine, run, self.final, self.stranger) for engine, run in runs.items()}
+        rows = [
+            _as_fast(find(reports[engine].rows, run), find(samplers[engine].rows, run)) for engine, run in runs.items()
+        ]
+        return [reports["teacher"].row("autoencoder"), *rows]
 
     def judged(self, engine: str, run: tuple[str, int], backbone: Classifier, judge: Classifier) -> Report:
         """One sampler and steps of an engine, with the ceiling of the judge's features."""
