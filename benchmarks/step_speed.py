@@ -30,8 +30,8 @@ from featinv_fast.backends import Request, Session, load
 from featinv_fast.checkpoints import load as load_checkpoint
 from featinv_fast.engine import EngineFolder, open_engine
 from featinv_fast.models import FeatInv
+from featinv_fast.runtime.sampling import make_plan, sample
 from featinv_fast.samplers import build
-from featinv_fast.sampling import make_plan, sample
 
 BACKENDS = ("torch", "onnxruntime")
 BASELINE = "straightforward torch loop"

@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featinv_fast.errors import FeatInvError
-    from featinv_fast.inversion import Inversion, InversionInterrupted
-    from featinv_fast.runtime import Runtime
+    from featinv_fast.runtime import Inversion, InversionInterrupted, Runtime
 
 __all__ = ["FeatInvError", "Inversion", "InversionInterrupted", "Runtime"]
 
 # Imported on first use: reading an engine's manifest, or `featinv --help`, needs no torch.
 _HOMES = {
     "FeatInvError": "featinv_fast.errors",
-    "Inversion": "featinv_fast.inversion",
-    "InversionInterrupted": "featinv_fast.inversion",
+    "Inversion": "featinv_fast.runtime",
+    "InversionInterrupted": "featinv_fast.runtime",
     "Runtime": "featinv_fast.runtime",
 }
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from featinv_fast import Runtime
 from featinv_fast.commands.measuring import PeakMemory, relative_error, rounded
 from featinv_fast.config import Precision
-from featinv_fast.inversion import Inversion, RunFlags
+from featinv_fast.runtime import Inversion, RunFlags
 from featinv_fast.samplers import build
 
 GATE_STEPS = 2

@@ -17,9 +17,9 @@ from featinv_fast.checkpoints.diffusers_configs import SCHEDULER, component_conf
 from featinv_fast.checkpoints.diffusers_layout import LAYOUT
 from featinv_fast.checkpoints.recipe import Recipe
 from featinv_fast.commands.measuring import relative_error
-from featinv_fast.graph_loop import CudaGraphs, GraphLoop
+from featinv_fast.runtime.graph_loop import CudaGraphs, GraphLoop
+from featinv_fast.runtime.sampling import make_plan
 from featinv_fast.samplers import build
-from featinv_fast.sampling import make_plan
 
 GUIDANCE = 1.75
 OURS, STRAIGHTFORWARD, EAGER, COMPILED = "ours", "straightforward torch loop", "diffusers eager", "diffusers compiled"

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from featinv_fast import arguments
 from featinv_fast.backends import BACKENDS, resolve_device
 from featinv_fast.commands.measuring import PeakMemory, environment, relative_error, rounded, summary
 from featinv_fast.config import FeatureLayout, Precision
@@ -27,8 +26,7 @@ from featinv_fast.engine import EngineFolder, open_engine
 from featinv_fast.errors import ArgumentError, BackendUnavailableError, FeatInvError
 from featinv_fast.evaluate import Setting
 from featinv_fast.features import FeatureStatisticsWarning
-from featinv_fast.inversion import Inversion
-from featinv_fast.runtime import Runtime
+from featinv_fast.runtime import Inversion, Runtime, arguments
 
 REFERENCE = "torch"
 # Enough for every kind of step, few enough that rounding has no time to grow.

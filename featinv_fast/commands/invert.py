@@ -23,8 +23,7 @@ from featinv_fast.features import (
     normalise,
     read_image,
 )
-from featinv_fast.inversion import Inversion, InversionInterrupted
-from featinv_fast.runtime import Runtime
+from featinv_fast.runtime import Inversion, InversionInterrupted, Runtime
 
 RECORD = "inversion.json"
 

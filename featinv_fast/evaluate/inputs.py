@@ -12,7 +12,7 @@ from PIL import Image
 
 from featinv_fast.config import FeatureLayout
 from featinv_fast.errors import ArgumentError, ArgumentTypeError
-from featinv_fast.inversion import Inversion
+from featinv_fast.runtime import Inversion
 
 
 class Inverter(Protocol):

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from featinv_fast import arguments
 from featinv_fast.errors import ArgumentError, FeatInvError
 from featinv_fast.evaluate.classifier import Classifier, comparable_maps
 from featinv_fast.evaluate.frechet import FeatureSpace, FrechetDistance
@@ -22,6 +21,7 @@ from featinv_fast.evaluate.report import Item, Kind, Picture, Report
 from featinv_fast.evaluate.rows import ORIGINALS, make_rows
 from featinv_fast.evaluate.series import Seen, Series
 from featinv_fast.features import center_crop
+from featinv_fast.runtime import arguments
 from featinv_kernels import to_uint8
 
 

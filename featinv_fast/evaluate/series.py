@@ -12,7 +12,7 @@ from torch import Tensor
 
 from featinv_fast.evaluate.metrics import FeatureCosine, TopKMatch
 from featinv_fast.evaluate.report import Kind
-from featinv_fast.inversion import RunFlags
+from featinv_fast.runtime import RunFlags
 
 
 @dataclasses.dataclass(frozen=True)

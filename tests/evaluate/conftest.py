@@ -13,7 +13,7 @@ from featinv_fast.config import FeatureSpec
 from featinv_fast.errors import NumericalError
 from featinv_fast.evaluate import Example
 from featinv_fast.features import Backbone, center_crop
-from featinv_fast.inversion import Inversion, OutputType, RunFlags
+from featinv_fast.runtime import Inversion, OutputType, RunFlags
 
 SIZE = 64
 

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featinv_fast import Runtime
-from featinv_fast.arguments import LARGEST_SEED, USUAL_STEPS, count, finite, seeds, step_table
 from featinv_fast.config import SamplingConfig
 from featinv_fast.engine import open_engine
 from featinv_fast.errors import ArgumentError, ArgumentTypeError
+from featinv_fast.runtime.arguments import LARGEST_SEED, USUAL_STEPS, count, finite, seeds, step_table
+from featinv_fast.runtime.sampling import control_scales
 from featinv_fast.samplers import SAMPLERS
-from featinv_fast.sampling import control_scales
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from featinv_fast.backends import Session
 from featinv_fast.backends.torch_ import TorchSession
 from featinv_fast.config import Precision
 from featinv_fast.errors import ArgumentError, BackendUnavailableError
-from featinv_fast.graph_loop import CudaGraphs, GraphLoop, bucket
+from featinv_fast.runtime.graph_loop import CudaGraphs, GraphLoop, bucket
 from featinv_kernels import ProviderUnavailableError
 
 # A padded batch is summed in another order.

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from featinv_fast import Runtime
-from featinv_fast.batching import run_in_batches
 from featinv_fast.errors import OutOfMemoryError
+from featinv_fast.runtime.batching import run_in_batches
 
 CPU = torch.device("cpu")
 
@@ -136,7 +136,7 @@ def test_a8_an_engine_that_does_not_fit(tiny_engine, monkeypatch):
     def exhausted(*_, **__):
         raise ERRORS["torch"]
 
-    monkeypatch.setattr("featinv_fast.batching.load", exhausted)
+    monkeypatch.setattr("featinv_fast.runtime.batching.load", exhausted)
     with pytest.raises(OutOfMemoryError, match="the engine does not fit"):
         Runtime(tiny_engine)
 
@@ -148,7 +148,7 @@ def test_a8_no_memory_to_repair_an_overflow(tiny_engine, tiny_maps, monkeypatch)
     def exhausted(*_, **__):
         raise ERRORS["torch"]
 
-    monkeypatch.setattr("featinv_fast.batching.load", exhausted)
+    monkeypatch.setattr("featinv_fast.runtime.batching.load", exhausted)
     maps = tiny_maps[:3].clone()
     maps[1] *= 1e5
     with pytest.raises(OutOfMemoryError, match="once more in fp32") as caught:

@@ -35,8 +35,7 @@ from featinv_fast.evaluate import (
     quality_plot,
 )
 from featinv_fast.features import Backbone
-from featinv_fast.inversion import Inversion
-from featinv_fast.runtime import Runtime
+from featinv_fast.runtime import Inversion, Runtime
 from featinv_fast.train.assembly import RECIPE_NOTE
 
 # How each engine is sampled.

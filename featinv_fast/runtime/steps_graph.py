@@ -10,7 +10,7 @@ from torch import Tensor
 
 from featinv_fast.backends import Session
 from featinv_fast.backends.cuda_launch import capture
-from featinv_fast.sampling import Plan, denoise
+from featinv_fast.runtime.sampling import Plan, denoise
 
 
 class StepsGraph:

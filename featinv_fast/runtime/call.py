@@ -13,13 +13,13 @@ from torch import Tensor
 
 from featinv_fast.errors import FeatInvError, NonFiniteFeatureError
 from featinv_fast.features import non_finite_items
-from featinv_fast.graph_loop import Loop
-from featinv_fast.inversion import Inversion, OutputType, RunFlags, convert_images
-from featinv_fast.sampling import Plan, start_noise
+from featinv_fast.runtime.graph_loop import Loop
+from featinv_fast.runtime.inversion import Inversion, OutputType, RunFlags, convert_images
+from featinv_fast.runtime.sampling import Plan, start_noise
 
 
 @dataclasses.dataclass
-class Job:
+class Call:
     """Rows to compute and what is known of them. Row k is sample `k % samples` of feature map `k // samples`.
 
     Attributes:

@@ -18,8 +18,8 @@ from torch import Tensor
 from featinv_fast.backends import Session, is_out_of_memory
 from featinv_fast.backends.cuda_launch import algorithms_timed
 from featinv_fast.errors import BackendUnavailableError
-from featinv_fast.sampling import Plan, sample, start_noise
-from featinv_fast.steps_graph import StepsGraph
+from featinv_fast.runtime.sampling import Plan, sample, start_noise
+from featinv_fast.runtime.steps_graph import StepsGraph
 
 logger = logging.getLogger(__name__)
 

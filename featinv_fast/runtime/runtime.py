@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featinv_fast import arguments
 from featinv_fast.backends import Request, Session, reasons_against, resolve_device
-from featinv_fast.batching import Compute, Executor
 from featinv_fast.config import FeatureLayout, Precision, to_dict
 from featinv_fast.engine import EngineFolder, open_engine
 from featinv_fast.errors import NumericalError, OutOfMemoryError
 from featinv_fast.features import FeatureStatisticsWarning, check_statistics, normalise
-from featinv_fast.graph_loop import CudaGraphs, GraphLoop, Loop
-from featinv_fast.inversion import Inversion, InversionInterrupted, OutputType, RunFlags, convert_images
-from featinv_fast.job import Job, non_finite_errors, progress_bar
-from featinv_fast.sampling import make_plan
+from featinv_fast.runtime import arguments
+from featinv_fast.runtime.batching import Compute, Executor
+from featinv_fast.runtime.call import Call, non_finite_errors, progress_bar
+from featinv_fast.runtime.graph_loop import CudaGraphs, GraphLoop, Loop
+from featinv_fast.runtime.inversion import Inversion, InversionInterrupted, OutputType, RunFlags, convert_images
+from featinv_fast.runtime.sampling import make_plan
 
 PRECISIONS = ("auto", *Precision)
 
@@ -181,7 +181,7 @@ class Runtime:
         size = arguments.count("batch_size", self._executor.usual_batch if batch_size is None else batch_size)
         maps = normalise(features, manifest.features, layout=layout)
         shape = (len(maps) * samples, *self._latent_shape)
-        job = Job(
+        call = Call(
             maps=maps,
             samples=samples,
             seeds=arguments.seeds(seed, shape[0]),
@@ -190,8 +190,8 @@ class Runtime:
             image_size=manifest.model.image_size,
             output_type=output,
         )
-        if raising and job.errors:
-            raise next(iter(job.errors.values()))
+        if raising and call.errors:
+            raise next(iter(call.errors.values()))
         check_statistics(maps, manifest.features, stacklevel=3)
 
         def begin(session: Session) -> Compute:
@@ -206,16 +206,16 @@ class Runtime:
             )
             again = session is not self._executor.session
             loop = self._loop if session is self._loop.session else Loop(session)
-            return lambda rows: job.compute(loop, plan, rows, advance, again=again)
+            return lambda rows: call.compute(loop, plan, rows, advance, again=again)
 
         stopped: BaseException | None = None
-        with self._executor.lock, progress_bar(len(job.pending) * len(table), shown=progress) as advance:
+        with self._executor.lock, progress_bar(len(call.pending) * len(table), shown=progress) as advance:
             try:
-                job.errors |= self._executor.compute(job.pending, size, begin)
+                call.errors |= self._executor.compute(call.pending, size, begin)
             except (KeyboardInterrupt, OutOfMemoryError) as exception:
                 stopped = exception
         session = self._executor.session
-        inversion = job.result(
+        inversion = call.result(
             RunFlags(
                 backend=session.backend,
                 device=str(session.device),
