@@ -43,20 +43,24 @@ def group_norm_one_tile_kernel(
     p_y,
     positions,
     channels,
-    group_channels,
     stride_channel_bias,
     count,
     eps,
     SILU: tl.constexpr,
+    GROUP_CHANNELS: tl.constexpr,
     BLOCK_POSITIONS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    """One program for each group (axis 0) of each item (axis 1): x is read once and y written once."""
+    """One program for each group (axis 0) of each item (axis 1): x is read once and y written once.
+
+    With the group's channels known, so is the alignment of its first one: values are loaded in vectors, and their
+    addresses need few registers.
+    """
     i_item = tl.program_id(1).to(tl.int64)
     o_position = tl.arange(0, BLOCK_POSITIONS)
     o_in_group = tl.arange(0, BLOCK_CHANNELS)
-    o_channel = tl.program_id(0) * group_channels + o_in_group
-    m_channel = o_in_group < group_channels
+    o_channel = tl.program_id(0) * GROUP_CHANNELS + o_in_group
+    m_channel = o_in_group < GROUP_CHANNELS
     m_value = (o_position < positions)[:, None] & m_channel[None, :]
     o_value = o_position[:, None] * channels + o_channel[None, :]
     o_item = i_item * positions * channels
@@ -233,11 +237,11 @@ def launch_one_tile(
         out,
         positions=positions,
         channels=channels,
-        group_channels=channels // groups,
         stride_channel_bias=_item_stride(channel_bias),
         count=float(positions * (channels // groups)),
         eps=eps,
         SILU=silu,
+        GROUP_CHANNELS=channels // groups,
         BLOCK_POSITIONS=block_positions,
         BLOCK_CHANNELS=block_channels,
         options={"num_warps": max(4, block_positions * block_channels // VALUES_A_WARP), "enable_fp_fusion": True},
