@@ -4,6 +4,7 @@ from featinv_fast.features.backbones import KNOWN_BACKBONES, Backbone, center_cr
 from featinv_fast.features.checks import FeatureStatisticsWarning, check_statistics, non_finite_items
 from featinv_fast.features.files import list_images, load_features, read_image
 from featinv_fast.features.layouts import normalise
+from featinv_fast.features.weights import weights_sha256
 
 __all__ = [
     "KNOWN_BACKBONES",
@@ -17,4 +18,5 @@ __all__ = [
     "non_finite_items",
     "normalise",
     "read_image",
+    "weights_sha256",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import pickle
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +25,7 @@ from featinv_fast.errors import (
 )
 from featinv_fast.features import small_backbones
 from featinv_fast.features.files import read_image
+from featinv_fast.features.weights import weights_sha256
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -130,6 +132,11 @@ class Backbone:
     def model(self) -> Any:
         """The timm model itself, frozen; unlike `__call__` it lets gradients flow to its input."""
         return self._model
+
+    @functools.cached_property
+    def weights_sha256(self) -> str:
+        """Which weights these are, whatever file they came from: see `features.weights`."""
+        return weights_sha256(self._model)
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
         """Images as the network's input [B, 3, S, S] on the CPU: resized, cropped, scaled to [0, 1], normalised.
