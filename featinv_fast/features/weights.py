@@ -33,7 +33,7 @@ def weights_sha256(model: Any) -> str:
         if tensor.is_floating_point() and owner not in heads and not _POSITIONS.search(last):
             shape = "x".join(map(str, tensor.shape))
             digest.update(f"{name}:{str(tensor.dtype).removeprefix('torch.')}:{shape};".encode())
-            digest.update(memoryview(_little_endian(tensor).numpy()))
+            digest.update(_little_endian(tensor).numpy().data)
     return digest.hexdigest()
 
 
