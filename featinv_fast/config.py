@@ -1,17 +1,99 @@
-"""Configuration as frozen, keyword-only data. Unknown keys are errors; lists become tuples."""
+"""Configuration as frozen, keyword-only data. Unknown keys are errors; lists become tuples.
+
+What a value may be is declared beside its field, `channels: Annotated[int, Between(1, 65_536)]`, and holds however the
+object is made: from a file or by a caller.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
+import re
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from featinv_fast.errors import ConfigError
 
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Between:
+    """A number within a range, both ends included. NaN is in none."""
+
+    minimum: float
+    maximum: float
+
+    def admits(self, value: float) -> bool:
+        """Whether `value` lies in the range."""
+        return self.minimum <= value <= self.maximum
+
+    def __str__(self) -> str:
+        return f"{self.minimum:,} to {self.maximum:,}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Matching:
+    """A text that a pattern matches as a whole.
+
+    Attributes:
+        pattern: a regular expression.
+        meaning: what it matches, in words.
+    """
+
+    pattern: str
+    meaning: str
+
+    def admits(self, value: str) -> bool:
+        """Whether all of `value` matches."""
+        return re.fullmatch(self.pattern, value) is not None
+
+    def __str__(self) -> str:
+        return self.meaning
+
+
+Sha256 = Annotated[str, Matching("[0-9a-f]{64}", "a SHA-256 as 64 lower-case hexadecimal digits")]
+
+
+class Limited:
+    """A dataclass whose fields may declare limits, which are checked whenever one is made."""
+
+    def __post_init__(self) -> None:
+        for name, hint in _hints(type(self)).items():
+            _require_limits(hint, getattr(self, name), f"{type(self).__name__}.{name}")
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
+
+
+def _require_limits(hint: Any, value: Any, path: str) -> None:
+    """Refuse a value outside what `hint` declares, or one of several.
+
+    Raises:
+        ConfigError: the message names the path.
+    """
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if value is None:
+        return
+    if origin in (types.UnionType, typing.Union):
+        for choice in args:
+            _require_limits(choice, value, path)
+    elif origin is Annotated:
+        for limit in args[1:]:
+            if not limit.admits(value):
+                raise ConfigError(f"bad value for {path}", given=repr(value), expected=limit)
+        _require_limits(args[0], value, path)
+    elif origin is tuple:
+        for i, (inner, part) in enumerate(zip(_inner_hints(args, len(value)), value, strict=True)):
+            _require_limits(inner, part, f"{path}[{i}]")
+
+
+def _inner_hints(args: tuple[Any, ...], count: int) -> list[Any]:
+    """The hints of a tuple's `count` values."""
+    return [args[0]] * count if args[-1] is Ellipsis else list(args)
 
 
 class Precision(enum.StrEnum):
@@ -89,7 +171,24 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FeatureSpec:
+class LayerSpec(Limited):
+    """One more map that is taken from the same pass of a backbone.
+
+    Attributes:
+        layer: as `FeatureSpec.layer`.
+        channels: C of this map.
+        height: H of this map in cells.
+        width: W of this map in cells.
+    """
+
+    layer: str
+    channels: Annotated[int, Between(1, 65_536)]
+    height: Annotated[int, Between(1, 4_096)] | None = None
+    width: Annotated[int, Between(1, 4_096)] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeatureSpec(Limited):
     """What feature maps an engine takes. `None` means that the checkpoint does not say.
 
     Attributes:
@@ -103,11 +202,14 @@ class FeatureSpec:
         mean: RGB mean of the backbone's normalisation, in [0, 1].
         std: RGB standard deviation of the backbone's normalisation, in [0, 1].
         absolute_max: largest |value| in the features the model was trained on, for warnings.
+        weights_sha256: of the backbone's weights: of its tensors, not of a file, which may hold them in any order.
+        prefix_tokens: how many tokens come before those of the positions: class token, registers, distillation token.
+        more_layers: where a model takes several layers, those after the first, which the fields above describe.
     """
 
-    channels: int
-    height: int | None = None
-    width: int | None = None
+    channels: Annotated[int, Between(1, 65_536)]
+    height: Annotated[int, Between(1, 4_096)] | None = None
+    width: Annotated[int, Between(1, 4_096)] | None = None
     layout: FeatureLayout = FeatureLayout.NCHW
     backbone: str | None = None
     layer: str | None = None
@@ -115,6 +217,14 @@ class FeatureSpec:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     absolute_max: float | None = None
+    weights_sha256: Sha256 | None = None
+    prefix_tokens: Annotated[int, Between(0, 1024)] | None = None
+    more_layers: tuple[LayerSpec, ...] = ()
+
+    @property
+    def total_channels(self) -> int:
+        """Channels of all layers together, which is what a condition encoder takes."""
+        return self.channels + sum(layer.channels for layer in self.more_layers)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,7 +271,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], *, where: str = "") -> T:
     path = where or cls.__name__
     if not isinstance(data, Mapping):
         raise ConfigError(f"{path} is not a mapping", given=type(data).__name__, expected="a JSON object")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     unknown = sorted(set(data) - set(fields))
     if unknown:
@@ -180,11 +290,15 @@ def _from_plain(hint: Any, value: Any, path: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
+    if origin is Annotated:
+        value = _from_plain(args[0], value, path)
+        _require_limits(hint, value, path)
+        return value
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in args:
             return None
-        (inner,) = [a for a in args if a is not type(None)]
-        return _from_plain(inner, value, path)
+        (choice,) = [a for a in args if a is not type(None)]
+        return _from_plain(choice, value, path)
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where=path)  # type: ignore[arg-type]
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
@@ -193,7 +307,7 @@ def _from_plain(hint: Any, value: Any, path: str) -> Any:
         except ValueError:
             raise ConfigError(f"bad value for {path}", given=value, expected=[e.value for e in hint]) from None
     if origin is tuple and isinstance(value, list | tuple):
-        inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        inner = _inner_hints(args, len(value))
         if len(inner) == len(value):
             return tuple(_from_plain(h, v, f"{path}[{i}]") for i, (h, v) in enumerate(zip(inner, value, strict=True)))
     if origin is dict and isinstance(value, Mapping):

@@ -50,10 +50,12 @@ def as_text(engine: EngineFolder) -> str:
     stored = f", weights stored in {manifest.storage}" if manifest.storage is not None else ""
     lines = [
         f"engine {engine.path}",
-        f"  {manifest.name}, format {manifest.format_version}, {_mebibytes(size)}, every byte as exported",
+        f"  {manifest.name}, {_mebibytes(size)}, every byte as exported",
+        f"  family {manifest.family}, format {manifest.format_version}",
         f"  arithmetic in {manifest.precision}{stored}; {len(manifest.kept_fp32)} tensors kept in fp32",
         f"  features [B, {features.channels}, {features.height or 'H'}, {features.width or 'W'}]",
         f"  backbone {features.backbone or 'not stated'}, layer {features.layer or 'not stated'}",
+        f"  sha256 of the backbone's weights {features.weights_sha256 or 'not stated'}",
         f"  images of {manifest.model.image_size} pixels, {manifest.max_batch} at most in one call",
         f"  sampler {sampling.sampler}, {sampling.steps} steps, guidance scale {sampling.guidance_scale:g}",
         f"  prompt {_prompt(prompts.cond)}, negative prompt {_prompt(prompts.uncond)}, from the {prompts.source}",

@@ -50,6 +50,7 @@ def model_card(manifest: Manifest, file_names: list[str]) -> str:
             [
                 ("backbone", features.backbone or "not stated by the checkpoint"),
                 ("layer", features.layer or "not stated by the checkpoint"),
+                ("sha256 of the backbone's weights", _hash(features)),
                 ("feature maps", _shape(features)),
                 ("layout of the backbone", str(features.layout)),
                 ("image that the backbone saw", f"{features.input_size} px" if features.input_size else "not stated"),
@@ -120,6 +121,10 @@ def _content(file_name: str, aoti: AotiInfo | None) -> str:
 
 def _shape(features: FeatureSpec) -> str:
     return f"[B, {features.channels}, {features.height or 'H'}, {features.width or 'W'}]"
+
+
+def _hash(features: FeatureSpec) -> str:
+    return f"`{features.weights_sha256}`" if features.weights_sha256 else "not stated by the checkpoint"
 
 
 def _parity(info: ParityInfo) -> tuple[str, ...]:

@@ -38,8 +38,10 @@ from featinv_fast.rewrites.engine_model import EngineModel, storage_dtypes
 
 logger = logging.getLogger(__name__)
 
-# What a feature spec need not say because the engine's says it.
-COMPLETED = ("height", "width", "backbone", "layer", "input_size")
+# What a feature spec need not say because the engine's says it: the size of the graphs' inputs, and, unless it names
+# another backbone, what belongs to that. Which weights the backbone had is the checkpoint's alone to say.
+SIZE = ("height", "width")
+COMPLETED = (*SIZE, "backbone", "layer", "input_size", "prefix_tokens")
 
 
 def refit(folder: Path, options: ExportOptions, progress: Progress = lambda *_: None) -> Path:
@@ -130,10 +132,10 @@ def _features(checkpoint: Checkpoint, manifest: Manifest) -> FeatureSpec:
     """
     given, expected = to_dict(checkpoint.config), to_dict(manifest.model)
     differing = [name for name in expected if given[name] != expected[name]]
-    missing = {
-        name: getattr(manifest.features, name) for name in COMPLETED if getattr(checkpoint.features, name) is None
-    }
-    features = dataclasses.replace(checkpoint.features, **missing)
+    stated, known = checkpoint.features, manifest.features
+    names = COMPLETED if stated.backbone in (None, known.backbone) else SIZE
+    missing = {name: getattr(known, name) for name in names if getattr(stated, name) is None}
+    features = dataclasses.replace(stated, **missing)
     sizes = (features.height, features.width) == (manifest.features.height, manifest.features.width)
     if differing or not sizes:
         raise CheckpointMismatchError(

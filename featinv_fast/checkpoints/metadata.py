@@ -5,7 +5,8 @@
 | `featinv.model` | the model's configuration, a JSON object |
 | `featinv.backbone`, `.layer`, `.layout` | text: timm model, layer, and how that backbone lays its features out |
 | `featinv.feature_shape` | `[C, H, W]` or `CxHxW` |
-| `featinv.input_size`, `.mean`, `.std`, `.absolute_max` | see `FeatureSpec`, JSON |
+| `featinv.input_size`, `.mean`, `.std`, `.absolute_max`, `.prefix_tokens`, `.more_layers` | see `FeatureSpec`, JSON |
+| `featinv.weights_sha256` | text: of the backbone's weights, see `FeatureSpec` |
 | `featinv.sampler` | text |
 | `featinv.steps`, `.guidance_scale`, `.unconditional_strength` | see `SamplingConfig`, JSON |
 | `featinv.adaptations` | what was done to the published weights, a JSON list of text |
@@ -25,8 +26,11 @@ from featinv_fast.errors import CheckpointMismatchError, ConfigError
 
 PREFIX = "featinv."
 NOTES = "featinv.info."
-TEXTS = ("backbone", "layer", "layout", "sampler")
-FEATURES = ("backbone", "layer", "layout", "input_size", "mean", "std", "absolute_max")
+TEXTS = ("backbone", "layer", "layout", "weights_sha256", "sampler")
+# What of a FeatureSpec has an entry of its own; the sizes of the map are one, `feature_shape`.
+FEATURES = tuple(
+    field.name for field in dataclasses.fields(FeatureSpec) if field.name not in ("channels", "height", "width")
+)
 SAMPLING = ("sampler", "steps", "guidance_scale", "unconditional_strength")
 KEYS = ("model", "feature_shape", "adaptations", *FEATURES, *SAMPLING)
 # Fields of ModelConfig that no tensor's shape tells.
@@ -84,6 +88,8 @@ def build(
     kept["format"] = "pt"  # transformers refuses files that do not name their framework
     spec = to_dict(features)
     values = {"model": to_dict(config), **to_dict(sampling), **{name: spec[name] for name in FEATURES}}
+    if not features.more_layers:
+        del values["more_layers"]
     if features.height is not None and features.width is not None:
         values["feature_shape"] = [features.channels, features.height, features.width]
     if adaptations:
@@ -96,11 +102,15 @@ def build(
 
 
 def _features(values: Mapping[str, Any], config: ModelConfig) -> FeatureSpec:
-    data = _present(values, FEATURES) | {"channels": config.feature_channels}
+    data = _present(values, FEATURES)
+    spec = from_dict(FeatureSpec, data | {"channels": config.feature_channels}, where="featinv")
+    # The network takes all layers beside one another; what the later ones do not bring is the first one's.
+    channels = 2 * config.feature_channels - spec.total_channels
+    data |= {"channels": channels}
     if "feature_shape" in values:
         shape = values["feature_shape"]
-        if not isinstance(shape, list) or len(shape) != 3 or shape[0] != config.feature_channels:
-            raise _unfit(f"{PREFIX}feature_shape", shape, f"[{config.feature_channels}, height, width]")
+        if not isinstance(shape, list) or len(shape) != 3 or shape[0] != channels:
+            raise _unfit(f"{PREFIX}feature_shape", shape, f"[{channels}, height, width]")
         data |= {"height": shape[1], "width": shape[2]}
     return from_dict(FeatureSpec, data, where="featinv")
 

@@ -6,6 +6,7 @@ from featinv_fast.engine.install import Stage, staging
 from featinv_fast.engine.manifest import (
     FORMAT_VERSION,
     AotiInfo,
+    EngineFamily,
     Exactness,
     FileInfo,
     Manifest,
@@ -20,6 +21,7 @@ __all__ = [
     "FORMAT_VERSION",
     "AotiInfo",
     "Dim",
+    "EngineFamily",
     "EngineFolder",
     "Exactness",
     "FileInfo",

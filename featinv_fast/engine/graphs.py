@@ -155,6 +155,13 @@ def graph_specs(
             given=features.channels,
             expected=f"{model.feature_channels} channels",
         )
+    if features.more_layers:
+        raise ConfigError(
+            "engines of several layers are not served by this version",
+            given=[features.layer, *(layer.layer for layer in features.more_layers)],
+            expected="one layer",
+            remedy="upgrade featinv-fast, or export a checkpoint that was trained on one layer",
+        )
     if time_bias_size < 1:
         raise ConfigError("a row of time biases cannot be empty", given=time_bias_size, expected="at least 1")
     batch = Dim("batch", 1, optimal_batch, max_batch)

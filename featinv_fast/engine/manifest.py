@@ -24,6 +24,12 @@ MANIFEST_NAME = "manifest.json"
 CHECKSUM_NAME = "manifest.json.sha256"
 
 
+class EngineFamily(enum.StrEnum):
+    """What an engine's graphs are parts of, which decides how they are called."""
+
+    FEATINV = "featinv"  # arXiv 2505.21032: a feature map conditions a latent diffusion model
+
+
 class Exactness(enum.StrEnum):
     """Whether an optimisation leaves the result equal up to rounding."""
 
@@ -151,6 +157,7 @@ class Manifest:
 
     Attributes:
         format_version: of the engine folder.
+        family: what its graphs are parts of.
         name: of the engine, for people.
         created: UTC time in ISO 8601.
         model: the architecture.
@@ -176,6 +183,7 @@ class Manifest:
     """
 
     format_version: int = FORMAT_VERSION
+    family: EngineFamily = EngineFamily.FEATINV
     name: str
     created: str
     model: ModelConfig

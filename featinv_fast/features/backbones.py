@@ -208,6 +208,13 @@ def _stage_index(spec: FeatureSpec) -> int | None:
             given=f"{spec.backbone}, pooled",
             remedy="compute them as in training and pass [B, C]",
         )
+    if spec.more_layers:
+        raise ArgumentError(
+            "a backbone gives one layer at a time",
+            given=[spec.layer, *(layer.layer for layer in spec.more_layers)],
+            expected="one layer",
+            remedy="open a backbone for each",
+        )
     if spec.layer in (None, FINAL):
         return None
     if not (spec.layer.isascii() and spec.layer.isdigit()) or spec.layout is FeatureLayout.TOKENS:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from featinv_fast.checkpoints import load
 from featinv_fast.checkpoints.metadata import build, parse
-from featinv_fast.config import FeatureLayout, FeatureSpec, ModelConfig, SamplingConfig, to_dict
+from featinv_fast.config import FeatureLayout, FeatureSpec, LayerSpec, ModelConfig, SamplingConfig, to_dict
 from featinv_fast.errors import CheckpointMismatchError
 
 CONFIG = ModelConfig()
@@ -85,6 +85,12 @@ def test_the_feature_shape_in_both_spellings(text):
         ("model", '{"channels": "320"}'),
         ("model", '{"target": "os.system"}'),
         ("backbnoe", "typo"),
+        ("weights_sha256", "0F" * 32),
+        ("weights_sha256", "0f"),
+        ("prefix_tokens", "-1"),
+        ("prefix_tokens", "2.0"),
+        ("more_layers", '[{"layer": "3", "channels": 1024}]'),
+        ("more_layers", '[{"channels": 4}]'),
     ],
 )
 def test_b6_entries_that_are_unknown_malformed_or_contradict_the_shapes(key, text):
@@ -118,3 +124,22 @@ def test_b6_a_contradiction_stops_loading(tmp_path, tiny, tiny_tensors):
     save_file(tiny_tensors, tmp_path / "x.safetensors", {"featinv.model": json.dumps(to_dict(longer))})
     with pytest.raises(CheckpointMismatchError, match=r"featinv\.prompt\.cond"):
         load(tmp_path / "x.safetensors")
+
+
+def test_the_backbones_weights_and_prefix_tokens_are_written_and_read():
+    features = FeatureSpec(channels=1024, backbone="b", weights_sha256="0f" * 32, prefix_tokens=5)
+    metadata = build(CONFIG, features, SamplingConfig(), (), {})
+    assert metadata["featinv.weights_sha256"] == "0f" * 32
+    assert metadata["featinv.prefix_tokens"] == "5"
+    assert parse(metadata, CONFIG).features == features
+
+
+def test_several_layers_are_written_and_read():
+    second = LayerSpec(layer="3", channels=256, height=9, width=9)
+    features = FeatureSpec(channels=768, height=18, width=18, layer="2", more_layers=(second,))
+    metadata = build(CONFIG, features, SamplingConfig(), (), {})
+    assert metadata["featinv.feature_shape"] == "[768, 18, 18]"
+    assert parse(metadata, CONFIG).features == features
+    assert "featinv.more_layers" not in build(CONFIG, FeatureSpec(channels=1024), SamplingConfig(), (), {})
+    with pytest.raises(CheckpointMismatchError, match="feature_shape"):
+        parse(metadata | {"featinv.feature_shape": "[1024, 18, 18]"}, CONFIG)
