@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     from featinv_fast import demo
     from featinv_fast.commands.demo import DemoOptions, show
     from featinv_fast.config import to_dict
-    from featinv_fast.evaluate import Kind, markdown, summary_cells
+    from featinv_fast.evaluate import Kind, markdown, note_lines, summary_cells
 
     demo_options = DemoOptions(
         out=options.out,
@@ -47,6 +47,7 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps({"picture": str(options.out), **report.to_dict(), "images": items}, indent=2))
     else:
         print(markdown(summary_cells(report.rows)))
+        print(*note_lines(report.notes), sep="\n", file=sys.stderr)
         print(f"\n{options.out}: originals and reconstructions with their feature cosines", file=sys.stderr)
     rows = [row for row in report.rows if row.kind is Kind.ENGINE]
     if not any(row.n for row in rows):

@@ -51,7 +51,7 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Evaluate and print the tables or the rows."""
     from featinv_fast.commands.evaluate import EvaluateOptions, evaluate_folder
-    from featinv_fast.evaluate import Setting, group_cells, markdown, summary_cells
+    from featinv_fast.evaluate import Setting, group_cells, markdown, note_lines, summary_cells
 
     evaluate_options = EvaluateOptions(
         out=options.out,
@@ -81,6 +81,7 @@ def run(options: argparse.Namespace) -> int:
         groups = group_cells(report.rows)
         if len(groups) > 1:
             print(f"\nmean cosine / top-1 match\n{markdown(groups)}")
+        print(*note_lines(report.notes), sep="\n", file=sys.stderr)
     rows = [row for row in report.rows if row.kind == "engine" and row.group is None]
     if not any(row.n for row in rows):
         return FAILED

@@ -70,7 +70,7 @@ def show(runtimes: Sequence[Runtime], options: DemoOptions) -> Report:
     options.out.parent.mkdir(parents=True, exist_ok=True)  # before the work: where this fails, the work would be lost
     scenes = demo.load_scenes(options.count, first=options.first)
     examples = [
-        Example(image=image, name=demo.CLASS_NAMES[label])
+        Example(image=image, name=demo.CLASS_NAMES[label], label=demo.CLASS_NAMES[label])
         for image, label in zip(scenes.images, scenes.labels, strict=True)
     ]
     backbone = demo.backbone()
@@ -98,4 +98,4 @@ def _joined(reports: Sequence[Report]) -> Report:
         for versions in zip(*(report.pictures for report in reports), strict=True)
     ]
     items = [item for report in reports for item in report.items]
-    return Report(rows=(*rows, *floor), items=tuple(items), pictures=tuple(pictures))
+    return Report(rows=(*rows, *floor), items=tuple(items), pictures=tuple(pictures), notes=reports[0].notes)

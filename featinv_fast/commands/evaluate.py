@@ -26,7 +26,7 @@ from featinv_fast.evaluate import (
     quality_plot,
     require_matplotlib,
 )
-from featinv_fast.features import Backbone, list_images, read_image
+from featinv_fast.features import Backbone, class_folders, list_images, read_image
 from featinv_fast.runtime import Runtime
 
 REPORT = "report.json"
@@ -144,7 +144,8 @@ def _backbone(runtime: Runtime, options: EvaluateOptions) -> Backbone:
 
 def _examples(paths: list[Path], options: EvaluateOptions, unreadable: dict[str, str]) -> Iterator[Example]:
     root = options.images if options.images.is_dir() else options.images.parent
-    for path in paths:
+    labels = class_folders(options.images, paths) or [None] * len(paths)
+    for path, label in zip(paths, labels, strict=True):
         name = path.relative_to(root)
         try:
             image = read_image(path)
@@ -152,7 +153,7 @@ def _examples(paths: list[Path], options: EvaluateOptions, unreadable: dict[str,
             unreadable[name.as_posix()] = str(error)
             continue
         group = name.parent.as_posix() if options.group_by_folder else ""
-        yield Example(image=image, name=name.as_posix(), group=group)
+        yield Example(image=image, name=name.as_posix(), label=label, group=group)
 
 
 def _write(report: Report, options: EvaluateOptions) -> None:

@@ -17,7 +17,7 @@ from featinv_fast.evaluate.pages import Panel, contact_sheet, picture_page
 from featinv_fast.evaluate.plots import quality_plot, require_matplotlib
 from featinv_fast.evaluate.reconstruct import EvaluationInterrupted, evaluate
 from featinv_fast.evaluate.report import Distance, Item, Kind, Picture, Report, Row
-from featinv_fast.evaluate.tables import group_cells, markdown, summary_cells
+from featinv_fast.evaluate.tables import group_cells, markdown, note_lines, summary_cells
 
 __all__ = [
     "WORLD_DISTANCE",
@@ -50,6 +50,7 @@ __all__ = [
     "group_cells",
     "html_page",
     "markdown",
+    "note_lines",
     "picture_page",
     "quality_plot",
     "require_matplotlib",

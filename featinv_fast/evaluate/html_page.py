@@ -11,7 +11,7 @@ from PIL import Image
 
 from featinv_fast.evaluate.pages import caption, shown
 from featinv_fast.evaluate.report import Picture, Report
-from featinv_fast.evaluate.tables import group_cells, summary_cells
+from featinv_fast.evaluate.tables import group_cells, note_lines, summary_cells
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #202020; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; }
@@ -34,6 +34,7 @@ def html_page(report: Report, *, plot: Image.Image | None = None) -> str:
         f"<h1>{html.escape(title)}</h1>",
         f"<p>{html.escape(about)}</p>",
         _table(summary_cells(report.rows)),
+        *(f"<p>{html.escape(line)}</p>" for line in note_lines(report.notes)),
     ]
     if plot is not None:
         parts.append(f'<img alt="quality against steps and time" style="max-width:100%" src="{_inline(plot)}">')

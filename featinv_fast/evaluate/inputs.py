@@ -74,11 +74,13 @@ class Example:
     Attributes:
         image: as a PIL image, or uint8 [H, W, 3].
         name: of the image in records and pictures; its number where empty.
-        group: label for tables, such as "drawing" or "noise/3"; the images of one label make a row.
+        label: the class of what it shows, where that is known.
+        group: name for tables, such as "drawing" or "noise/3"; the images of one group make a row.
     """
 
     image: Image.Image | np.ndarray
     name: str = ""
+    label: str | None = None
     group: str = ""
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from featinv_fast.errors import ArgumentError, FeatInvError
 from featinv_fast.evaluate.classifier import Classifier, comparable_maps
+from featinv_fast.evaluate.floor import Floor
 from featinv_fast.evaluate.frechet import FeatureSpace, FrechetDistance
 from featinv_fast.evaluate.inputs import Example, Inverter, Setting, batches
 from featinv_fast.evaluate.report import Item, Kind, Picture, Report
@@ -68,8 +69,9 @@ def evaluate(
         progress: show a count on stderr.
 
     Returns:
-        Rows for each setting, for the autoencoder, and for unrelated images (each original compared with the one
-        before it), which tells what a reconstruction without any information would score.
+        Rows for each setting, for the autoencoder, and for unrelated images (each original compared with one of
+        another class, see `floor`), which tells what a reconstruction without any information would score. Without
+        originals of two classes that row is left out, and `notes` says why.
 
     Raises:
         ArgumentError: no images, no settings, or a setting that is out of range or there twice.
@@ -130,8 +132,7 @@ class _Evaluation:
         self._pictures_of_a_group = pictures
         self._settings = [(setting, Series(Kind.ENGINE)) for setting in settings]
         self._ceiling = Series(Kind.AUTOENCODER)
-        self._floor = Series(Kind.UNRELATED)
-        self._last: Seen | None = None  # the original before this batch
+        self._floor = Floor(seed)
         self._items: list[Item] = []
         self._pictures: list[Picture] = []
 
@@ -159,12 +160,13 @@ class _Evaluation:
             self._compare(series, originals, torch.from_numpy(inversion.images), inversion.errors)
         for distance in self._distances:
             distance.update(ORIGINALS, originals.crops)
-        self._compare_neighbours(originals.seen)
+        self._floor.add(examples, originals.crops, originals.seen)
         self.count += len(examples)
 
     def report(self) -> Report:
         """What was measured so far."""
-        series = [*(series for _, series in self._settings), self._ceiling, self._floor]
+        floor, note = self._floor.compare()
+        series = [*(series for _, series in self._settings), self._ceiling, floor]
         rows = make_rows(
             [one for one in series if one.groups],
             self._distances,
@@ -173,7 +175,7 @@ class _Evaluation:
             judge=self._judge.spec,
             seed=self._seed,
         )
-        return Report(rows=rows, items=tuple(self._items), pictures=tuple(self._pictures))
+        return Report(rows=rows, items=tuple(self._items), pictures=tuple(self._pictures), notes={Kind.UNRELATED: note})
 
     def _look_at(self, examples: Sequence[Example]) -> _Originals:
         images = [example.image for example in examples if isinstance(example.image, Image.Image)]
@@ -242,14 +244,6 @@ class _Evaluation:
             )
             if row in originals.pictures:
                 originals.pictures[row].reconstructions[label] = (reconstructions.get(row), cosine)
-
-    def _compare_neighbours(self, seen: Seen) -> None:
-        """The floor: each original against the one before it."""
-        joined = seen if self._last is None else self._last.followed_by(seen)
-        pairs = len(joined.maps) - 1
-        if pairs:
-            self._floor.add([""] * pairs, joined[1:], joined[:-1])
-        self._last = seen[-1:]
 
     def _refuse_twins(self) -> None:
         labels = Counter(series.label for _, series in self._settings if series.flags is not None)

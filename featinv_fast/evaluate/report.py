@@ -22,7 +22,7 @@ class Kind(enum.StrEnum):
 
     ENGINE = "engine"
     AUTOENCODER = "autoencoder"  # the ceiling: originals encoded and decoded, without any inversion
-    UNRELATED = "unrelated"  # the floor: each original compared with the one before it
+    UNRELATED = "unrelated"  # the floor: each original compared with one of another class
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,11 +134,13 @@ class Report:
         rows: for each setting, the autoencoder and unrelated images: all images first, then each group.
         items: for each image and setting.
         pictures: the first images of each group with their reconstructions.
+        notes: what else is to be known of the rows of a kind: how the unrelated images were chosen, or why not.
     """
 
     rows: tuple[Row, ...]
     items: tuple[Item, ...]
     pictures: tuple[Picture, ...]
+    notes: dict[Kind, str] = dataclasses.field(default_factory=dict)
 
     def row(self, label: str, group: str | None = None) -> Row:
         """The row of a setting, over all images or one group.
@@ -154,8 +156,9 @@ class Report:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The rows as plain JSON types."""
-        return {"format_version": FORMAT_VERSION, "rows": [to_dict(row) for row in self.rows]}
+        """The rows and notes as plain JSON types."""
+        notes = {str(kind): note for kind, note in self.notes.items()}
+        return {"format_version": FORMAT_VERSION, "rows": [to_dict(row) for row in self.rows], "notes": notes}
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write `report.json` with the rows and `images.jsonl` with a line for each image and setting.

@@ -7,7 +7,6 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from featinv_fast.evaluate.metrics import FeatureCosine, TopKMatch
@@ -29,11 +28,6 @@ class Seen:
 
     def __getitem__(self, rows: Sequence[int] | slice) -> Seen:
         return Seen(self.maps[rows], None if self.logits is None else self.logits[rows])
-
-    def followed_by(self, other: Seen) -> Seen:
-        """Both, one after the other."""
-        logits = None if self.logits is None or other.logits is None else torch.cat([self.logits, other.logits])
-        return Seen(torch.cat([self.maps, other.maps]), logits)
 
 
 class Scores:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from featinv_fast.evaluate.report import Kind, Row
 
@@ -49,6 +49,11 @@ def group_cells(rows: Sequence[Row]) -> list[list[str]]:
     for group, by_title in cells.items():
         lines.append([group or "(none)", str(counts[group]), *(by_title.get(title, MISSING) for title in titles)])
     return lines
+
+
+def note_lines(notes: Mapping[Kind, str]) -> list[str]:
+    """What is to be known of the rows of a kind, a line for each."""
+    return [f"{TITLES.get(kind, kind)}: {note}" for kind, note in notes.items()]
 
 
 def markdown(cells: Sequence[Sequence[str]]) -> str:

@@ -2,7 +2,7 @@
 
 from featinv_fast.features.backbones import KNOWN_BACKBONES, Backbone, center_crop, known_spec
 from featinv_fast.features.checks import FeatureStatisticsWarning, check_statistics, non_finite_items
-from featinv_fast.features.files import list_images, load_features, read_image
+from featinv_fast.features.files import class_folders, list_images, load_features, read_image
 from featinv_fast.features.layouts import normalise
 from featinv_fast.features.weights import weights_sha256
 
@@ -12,6 +12,7 @@ __all__ = [
     "FeatureStatisticsWarning",
     "center_crop",
     "check_statistics",
+    "class_folders",
     "known_spec",
     "list_images",
     "load_features",

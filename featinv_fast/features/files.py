@@ -6,6 +6,7 @@ import os
 import re
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,14 @@ def list_images(folder: str | Path) -> list[Path]:
             expected=f"a folder with files ending in {', '.join(IMAGE_SUFFIXES)}",
         )
     return found
+
+
+def class_folders(folder: str | Path, paths: Sequence[Path]) -> list[str] | None:
+    """The class of each image below `folder`: its sub-folder there. None where an image lies in no sub-folder."""
+    parts = [path.relative_to(folder).parts for path in paths if path != Path(folder)]
+    if len(parts) < len(paths) or any(len(names) < 2 for names in parts):
+        return None
+    return [names[0] for names in parts]
 
 
 def read_image(path: str | Path) -> Image.Image:

@@ -51,7 +51,7 @@ Cosine: similarity of the feature vectors of the original and of the reconstruct
 over locations and scenes. Top-1 (top-5): the backbone's class of the original is its first (among its first five) of
 the reconstruction. `{distance}`: Frechet distance between the sets of images in the backbone's own pooled
 features; it is not FID. The ceiling is what the autoencoder alone makes of the originals; unrelated images compare each
-original with the one before it. Times are those of the machine that built it{machine}.
+original with one of another class. Times are those of the machine that built it{machine}.
 The refined teacher and the student were trained on what this very backbone sees of their images, too: its cosines and
 matches are kinder to them than a stranger's eye, which has a table of its own.
 

@@ -198,7 +198,7 @@ class _Bench:
     def examples(self) -> Iterator[Example]:
         """The test scenes under the names of their classes."""
         return (
-            Example(image=image, name=demo.CLASS_NAMES[label])
+            Example(image=image, name=demo.CLASS_NAMES[label], label=demo.CLASS_NAMES[label])
             for image, label in zip(self.scenes.images, self.scenes.labels, strict=True)
         )
 
