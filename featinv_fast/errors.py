@@ -6,8 +6,23 @@ without reading our source. `assert` is for our own bugs, these classes are for 
 
 from __future__ import annotations
 
+import copy
+import enum
+import types
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
+
+
+class ExitCode(enum.IntEnum):
+    """How a command ends; the table in README.md says when."""
+
+    DONE = 0
+    FAILED = 1  # what was asked for could not be done
+    USAGE = 2  # another command line is needed
+    PARTIAL = 3  # some items failed, the others are done
+    INTERRUPTED = 130  # 128 + SIGINT, as shells count
+    BROKEN_PIPE = 141  # 128 + SIGPIPE
+    TERMINATED = 143  # 128 + SIGTERM
 
 
 class FeatInvError(Exception):
@@ -18,20 +33,54 @@ class FeatInvError(Exception):
         given: what was found or passed.
         expected: what would have been accepted.
         remedy: what the user can do next.
+        command_remedy: the same for whoever types a command, where it differs: nobody can pass `errors="return"` there.
+        subject: what the sentence is about, where only the caller knows its name: "feature map 3". The problem then
+            begins with its verb.
+
+    Attributes:
+        exit_code: of a command that ends by this error.
     """
 
+    exit_code = ExitCode.FAILED
+
     def __init__(
-        self, problem: str, *, given: object = None, expected: object = None, remedy: str | None = None
+        self,
+        problem: str,
+        *,
+        given: object = None,
+        expected: object = None,
+        remedy: str | None = None,
+        command_remedy: str | None = None,
+        subject: str | None = None,
     ) -> None:
         self.problem = problem
         self.given = given
         self.expected = expected
         self.remedy = remedy
-        parts = [problem]
-        parts += [f"given: {given}"] if given is not None else []
-        parts += [f"expected: {expected}"] if expected is not None else []
-        parts += [f"remedy: {remedy}"] if remedy is not None else []
-        super().__init__("\n  ".join(parts))
+        self.command_remedy = command_remedy
+        self.subject = subject
+        super().__init__(problem)
+
+    def __str__(self) -> str:
+        return self.message()
+
+    def message(self, *, command_line: bool = False) -> str:
+        """Problem, given, expected and remedy; the remedy as it can be followed on a command line, or in Python."""
+        lines = [self.problem if self.subject is None else f"{self.subject} {self.problem}"]
+        remedy = self.command_remedy if command_line and self.command_remedy is not None else self.remedy
+        facts = {"given": self.given, "expected": self.expected, **self._facts(), "remedy": remedy}
+        lines += [f"{name}: {value}" for name, value in facts.items() if value is not None]
+        return "\n  ".join(lines)
+
+    def about(self, subject: str) -> Self:
+        """The same error of what the user calls `subject`: a place in the whole run instead of one in a call."""
+        error = copy.copy(self)
+        error.subject = subject
+        return error
+
+    def _facts(self) -> dict[str, object]:
+        """More lines of the message, by their names."""
+        return {}
 
 
 class ConfigError(FeatInvError, ValueError):
@@ -39,11 +88,37 @@ class ConfigError(FeatInvError, ValueError):
 
 
 class ArgumentError(FeatInvError, ValueError):
-    """An argument lies outside its allowed range."""
+    """An argument lies outside its allowed range, contradicts another one, or would have no effect."""
+
+    exit_code = ExitCode.USAGE
 
 
 class ArgumentTypeError(FeatInvError, TypeError):
     """An argument has a type or dtype that cannot be used."""
+
+    exit_code = ExitCode.USAGE
+
+
+class InputNotFoundError(ArgumentError, FileNotFoundError):
+    """There is no file or folder of the name that was given."""
+
+
+class OutputExistsError(ArgumentError, FileExistsError):
+    """There is something where the result should go, and replacing it was not asked for or would lose it."""
+
+
+class UnreadableFileError(ArgumentError):
+    """A file that was named is there, and what is in it cannot be used."""
+
+    exit_code = ExitCode.FAILED
+
+
+class FileError(FeatInvError, OSError):
+    """The system refuses to read or write a file or folder; `errno` and `filename` are the system's."""
+
+    # In place of OSError's own, which copies and pickles lose.
+    errno: int | None = None
+    filename: str | None = None
 
 
 class MissingPackageError(FeatInvError, ImportError):
@@ -84,6 +159,14 @@ class CheckpointError(FeatInvError):
     """Base class of the errors about checkpoints."""
 
 
+class CheckpointNotFoundError(CheckpointError, InputNotFoundError):
+    """There is no checkpoint where one was expected."""
+
+
+class CheckpointExistsError(CheckpointError, OutputExistsError):
+    """The destination exists, and replacing it was not asked for or would lose something else."""
+
+
 class CheckpointCorruptError(CheckpointError):
     """A checkpoint file is damaged: truncated, overlapping, duplicated or not what its name says."""
 
@@ -104,12 +187,18 @@ class EngineError(FeatInvError):
     """Base class of the errors about engine folders."""
 
 
-class EngineNotFoundError(EngineError, FileNotFoundError):
+class EngineNotFoundError(EngineError, InputNotFoundError):
     """There is no engine where one was expected."""
 
 
-class EngineExistsError(EngineError, FileExistsError):
-    """The output folder exists and replacing it was not asked for."""
+class InstallationError(EngineNotFoundError):
+    """This installation lacks a part of the built-in engine."""
+
+    exit_code = ExitCode.FAILED
+
+
+class EngineExistsError(EngineError, OutputExistsError):
+    """The output folder exists, and replacing it was not asked for or would lose something else."""
 
 
 class EngineIntegrityError(EngineError):
@@ -139,12 +228,22 @@ class TrainingError(FeatInvError):
 class BackendUnavailableError(FeatInvError, RuntimeError):
     """A backend or device that was asked for cannot serve here.
 
-    `reasons` maps each candidate to why it cannot be used.
+    `reasons` maps each candidate to why it cannot be used; those without a reason are what would be accepted.
     """
 
     def __init__(
-        self, problem: str, *, reasons: Mapping[str, Sequence[str]], given: object = None, remedy: str | None = None
+        self,
+        problem: str,
+        *,
+        reasons: Mapping[str, Sequence[str]] = types.MappingProxyType({}),
+        given: object = None,
+        remedy: str | None = None,
+        command_remedy: str | None = None,
     ) -> None:
         self.reasons = {name: list(why) for name, why in reasons.items()}
-        listing = "; ".join(f"{name}: {', '.join(why) if why else 'available'}" for name, why in self.reasons.items())
-        super().__init__(problem, given=given, expected=listing, remedy=remedy)
+        ready = ", ".join(name for name, why in self.reasons.items() if not why)
+        super().__init__(problem, given=given, expected=ready or None, remedy=remedy, command_remedy=command_remedy)
+
+    def _facts(self) -> dict[str, object]:
+        against = "; ".join(f"{name}: {', '.join(why)}" for name, why in self.reasons.items() if why)
+        return {"reasons against": against or None}

@@ -12,10 +12,10 @@ from typing import Any
 
 from featinv_export.options import AOTI_DEVICES, ExportOptions
 from featinv_export.plan_arguments import add_plan_arguments, take_plan_options
+from featinv_fast.cli.program import Parser, run_program
 from featinv_fast.config import Precision
-from featinv_fast.errors import ArgumentError, FeatInvError
+from featinv_fast.errors import ArgumentError, ExitCode
 
-DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 # What a command is about.
 SUBJECTS = ("checkpoint", "from_onnx", "verify", "inspect")
 # What the graphs of an engine were made with, and only another export changes.
@@ -27,7 +27,7 @@ USAGE_LINES = """featinv-export --ckpt PATH [--out DIR] [--onnx] [--aoti [DEVICE
        featinv-export --ckpt PATH --refit DIR [--out DIR] [options]
        featinv-export --from-onnx DIR --trt [options]
        featinv-export --verify DIR | --inspect DIR [--json]"""
-EPILOG = "Exit codes: 0 done, 1 failed and nothing installed, 2 wrong usage, 130 interrupted."
+EPILOG = "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated; nothing is installed but by 0."
 # See `featinv_export.exporter`, which takes a while to import.
 Progress = Callable[[str, int, int], None]
 # What `ArgumentParser.add_argument_group` returns; the class has no public name.
@@ -35,26 +35,26 @@ Group = Any
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is 0 for done, 1 for failed, 2 for wrong usage, 130 for interrupted."""
+    """Run the command; returns an `ExitCode`."""
+    return run_program("featinv-export", lambda: _work(arguments))
+
+
+def _work(arguments: Sequence[str] | None) -> int:
     parser = _parser()
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     if sum(name in given for name in SUBJECTS) != 1:
         alone = "refit" in given and not any(name in given for name in SUBJECTS)
         parser.error("--refit needs the checkpoint whose weights it takes: --ckpt PATH" if alone else NAME_ONE)
     as_json = given.pop("json")
+    if "inspect" in given:
+        print(_inspection(given, as_json=as_json))
+        return ExitCode.DONE
     try:
-        if "inspect" in given:
-            print(_inspection(given, as_json=as_json))
-            return DONE
         engine = _run(given)
-    except KeyboardInterrupt:
-        print("featinv-export: interrupted, no engine was installed", file=sys.stderr)
-        return INTERRUPTED
-    except FeatInvError as error:
-        print(f"featinv-export: {error}", file=sys.stderr)
-        return USAGE if isinstance(error, ArgumentError) else FAILED
+    except KeyboardInterrupt as interruption:
+        raise KeyboardInterrupt("interrupted, no engine was installed") from interruption
     print(json.dumps(_summary(engine)) if as_json else engine)
-    return DONE
+    return ExitCode.DONE
 
 
 def _run(given: dict[str, Any]) -> Path:
@@ -147,12 +147,11 @@ def _summary(engine: Path) -> dict[str, object]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="featinv-export",
         usage=USAGE_LINES,
         description="Make an engine folder of a FeatInv checkpoint, check it against the plain model and install it.",
         epilog=EPILOG,
-        allow_abbrev=False,
     )
     _add_subjects(parser.add_argument_group("what to work on, and where"))
     _add_kinds(parser.add_argument_group("what to write beside the weights"))

@@ -22,7 +22,7 @@ from featinv_fast.checkpoints.reader import Raw, read_file, read_json
 from featinv_fast.checkpoints.recipe import LISTED, Recipe
 from featinv_fast.checkpoints.writer import replacing, write_safetensors
 from featinv_fast.config import FeatureSpec, ModelConfig, SamplingConfig
-from featinv_fast.errors import CheckpointError, CheckpointMismatchError
+from featinv_fast.errors import CheckpointMismatchError, CheckpointNotFoundError
 
 # Ours, and where each layout keeps them.
 PARTS = ("denoiser.unet.", "autoencoder.")
@@ -64,14 +64,15 @@ def load_base(path: str | os.PathLike[str]) -> BaseModel:
     """Load a base model: a file in the official (LDM) layout or ours, or a folder in the diffusers layout.
 
     Raises:
-        CheckpointError: there is no such file or folder, or it cannot be read.
+        CheckpointNotFoundError: there is no such file or folder.
+        CheckpointError: it cannot be read.
         CheckpointCorruptError: a file is damaged.
         CheckpointUnsafeError: a file holds code.
         CheckpointMismatchError: the tensors do not make a base model of Stable Diffusion 1's family.
     """
     path = Path(path)
     if not path.exists():
-        raise CheckpointError(
+        raise CheckpointNotFoundError(
             "there is no such base model",
             given=path,
             expected="a .safetensors or .ckpt file, or a folder in the diffusers layout",

@@ -18,7 +18,7 @@ from featinv_fast.checkpoints.layouts import recognise
 from featinv_fast.checkpoints.reader import read_file
 from featinv_fast.checkpoints.recipe import Layout, Recipe
 from featinv_fast.config import FeatureSpec, ModelConfig, SamplingConfig
-from featinv_fast.errors import CheckpointError, CheckpointMismatchError
+from featinv_fast.errors import CheckpointMismatchError, CheckpointNotFoundError
 
 # Its shape is the length of prompts and the width of their embeddings.
 POSITIONS = f"{TEXT_ENCODER}embeddings.position_embedding.weight"
@@ -69,14 +69,15 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         path: `.safetensors`, `.ckpt` (or `.pt .pth .bin`, tensors only), or a folder in the diffusers layout.
 
     Raises:
-        CheckpointError: there is no such file or folder, or it cannot be read.
+        CheckpointNotFoundError: there is no such file or folder.
+        CheckpointError: it cannot be read.
         CheckpointCorruptError: a file is damaged.
         CheckpointUnsafeError: a file holds code.
         CheckpointMismatchError: the tensors or the metadata do not make a FeatInv model.
     """
     path = Path(path)
     if not path.exists():
-        raise CheckpointError(
+        raise CheckpointNotFoundError(
             "there is no such checkpoint",
             given=path,
             expected="a .safetensors or .ckpt file, or a folder in the diffusers layout",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from featinv_fast.checkpoints.header import ITEM_BYTES
-from featinv_fast.errors import CheckpointError
+from featinv_fast.errors import CheckpointError, CheckpointExistsError, FeatInvError
 
 DTYPES = {
     torch.float64: "F64",
@@ -77,6 +77,8 @@ def replacing(path: Path, *, force: bool, replaceable: Callable[[Path], bool]) -
         yield temporary
         refuse_existing(path, force=force, replaceable=replaceable)
         _move(temporary, path)
+    except FeatInvError:  # some of ours are OSErrors, too
+        raise
     except OSError as error:
         raise CheckpointError(
             f"the checkpoint cannot be written: {error.strerror or error}",
@@ -117,9 +119,10 @@ def refuse_existing(path: Path, *, force: bool, replaceable: Callable[[Path], bo
         CheckpointError: it exists, and it was not asked to be replaced or is something else than a checkpoint.
     """
     if os.path.lexists(path) and not (force and replaceable(path)):
-        raise CheckpointError(
+        raise CheckpointExistsError(
             "the destination exists" + (" and is not a checkpoint that this would replace" if force else ""),
             given=path,
             expected="a path at which there is nothing",
-            remedy="choose another destination" + ("" if force else " or pass --force (force=True)"),
+            remedy="choose another destination" + ("" if force else ", or pass force=True"),
+            command_remedy="choose another destination" + ("" if force else ", or pass --force"),
         )

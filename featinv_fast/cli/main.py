@@ -5,30 +5,25 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import logging
-import sys
 from collections.abc import Sequence
 
 from featinv_fast.cli import bench, convert, demo, doctor, evaluate, invert, train
-from featinv_fast.cli.shared import FAILED, INTERRUPTED, USAGE
-from featinv_fast.errors import ArgumentError, FeatInvError
+from featinv_fast.cli.program import Parser, run_program
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code is 0 done, 1 failed, 2 wrong usage, 3 partial, 130 interrupted."""
-    options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(name)s: %(message)s")
-    try:
+    """Run the command line; returns an `ExitCode`."""
+
+    def work() -> int:
+        options = _parser().parse_args(arguments)
+        logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(name)s: %(message)s")
         return int(options.run(options))
-    except (FeatInvError, OSError) as error:  # OSError: a full disk, a folder without permission, ...
-        print(f"featinv: {error}", file=sys.stderr)
-        return USAGE if isinstance(error, ArgumentError) else FAILED
-    except KeyboardInterrupt as interruption:
-        print(f"featinv: {interruption or 'interrupted'}", file=sys.stderr)
-        return INTERRUPTED
+
+    return run_program("featinv", work)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="featinv", description="Feature maps of vision models back to images (FeatInv, arXiv 2505.21032)."
     )
     parser.add_argument("--version", action="version", version=importlib.metadata.version("featinv-fast"))

@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featinv_fast.errors import ExitCode
+
 if TYPE_CHECKING:
     from featinv_fast.engine import EngineFolder
     from featinv_fast.runtime import Runtime
 
 BACKEND_OPTIONS = ("device", "precision", "threads", "kernels", "cuda_graphs", "compiled", "two_streams")
-DONE, FAILED, USAGE, PARTIAL, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, FAILED, PARTIAL = ExitCode.DONE, ExitCode.FAILED, ExitCode.PARTIAL
 
 
 def add_engine_option(parser: argparse.ArgumentParser) -> None:

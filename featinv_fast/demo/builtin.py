@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featinv_fast.config import FeatureSpec
-from featinv_fast.errors import ArgumentError, EngineNotFoundError
+from featinv_fast.errors import ArgumentError, InstallationError
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,7 @@ def load_engine(name: str = "student") -> EngineFolder:
 
     Raises:
         ArgumentError: no engine is called so.
-        EngineNotFoundError: the package was installed without it.
+        InstallationError: the package was installed without it.
         EngineIntegrityError: its files were changed.
     """
     from featinv_fast.engine import open_engine
@@ -51,7 +51,7 @@ def engine_path(name: str = "student") -> Path:
 
     Raises:
         ArgumentError: no engine is called so.
-        EngineNotFoundError: the package was installed without it.
+        InstallationError: the package was installed without it.
     """
     if name not in ENGINES:
         raise ArgumentError(
@@ -85,7 +85,7 @@ def backbone(layer: str = "final", *, device: str | torch.device = "cpu") -> Bac
     Raises:
         ArgumentError: no layer is called so.
         MissingPackageError: timm is not installed.
-        EngineNotFoundError: the package was installed without its weights.
+        InstallationError: the package was installed without its weights.
     """
     from featinv_fast.features import Backbone
 
@@ -98,7 +98,7 @@ def results() -> dict[str, Any]:
     """The figures of the built-in engines on held-out scenes: lists of `evaluate.Row` as plain data, by table.
 
     Raises:
-        EngineNotFoundError: the package was installed without them.
+        InstallationError: the package was installed without them.
     """
     _require(FOLDER / RESULTS)
     tables: dict[str, Any] = json.loads((FOLDER / RESULTS).read_text(encoding="utf-8"))
@@ -107,7 +107,7 @@ def results() -> dict[str, Any]:
 
 def _require(path: Path) -> None:
     if not path.is_file():
-        raise EngineNotFoundError(
+        raise InstallationError(
             "this installation lacks a part of the built-in engine",
             given=f"there is no {path}",
             expected="the files that come with featinv-fast",

@@ -160,7 +160,8 @@ def _refuse_to_overwrite(destination: Path, *, force: bool) -> None:
         else "the output folder exists",
         given=destination,
         expected="a folder that does not exist" + (", or an engine folder with nothing else in it" if force else ""),
-        remedy="choose another folder, or move this one away" if problems else "replace it with `--force`",
+        remedy="choose another folder, or move this one away" if problems else "choose another, or pass force=True",
+        command_remedy=None if problems else "choose another, or pass --force",
     )
 
 

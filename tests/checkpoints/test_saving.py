@@ -93,7 +93,8 @@ def test_an_existing_destination_is_refused_without_force(tiny, tiny_ldm, tmp_pa
     for attempt in (lambda: save(tiny, path, layout), lambda: convert(tiny_ldm, path, layout)):
         with pytest.raises(CheckpointError, match="exists") as caught:
             attempt()
-        assert "--force" in str(caught.value)
+        assert "force=True" in str(caught.value)
+        assert "--force" in caught.value.message(command_line=True)
     other = dataclasses.replace(tiny, adaptations=("other",))
     save(other, path, layout, force=True)
     assert_equal(load(path), other)

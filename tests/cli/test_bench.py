@@ -176,5 +176,5 @@ def test_exit_codes_and_messages(featinv, tiny_engine, extra, code, says):
 
 def test_an_engine_that_is_not_there(featinv, tmp_path):
     answer = featinv("bench", tmp_path, *FAST)
-    assert (answer.code, answer.out) == (1, "")
+    assert (answer.code, answer.out) == (2, "")
     assert "featinv-export" in answer.err

@@ -36,8 +36,8 @@ def test_what_is_there_is_replaced_by_force_alone(featinv, checkpoint, tmp_path)
     assert featinv("convert", checkpoint, destination).code == 0
     before = destination.stat().st_mtime_ns
     answer = featinv("convert", checkpoint, destination)
-    assert (answer.code, answer.out) == (1, "")
-    assert "force" in answer.err
+    assert (answer.code, answer.out) == (2, "")
+    assert "--force" in answer.err
     assert destination.stat().st_mtime_ns == before
     assert featinv("convert", checkpoint, destination, "--force").code == 0
     assert destination.stat().st_mtime_ns != before

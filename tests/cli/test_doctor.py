@@ -90,9 +90,9 @@ def test_c1_a_damaged_engine_is_a_failure(featinv, tiny_engine, restage, tmp_pat
     assert "decoder.onnx has" in answer.err
 
 
-def test_no_engine_is_a_failure(featinv, tmp_path):
+def test_no_engine_is_wrong_usage(featinv, tmp_path):
     answer = featinv("doctor", "--engine", tmp_path)
-    assert (answer.code, answer.out) == (1, "")
+    assert (answer.code, answer.out) == (2, "")
     assert "featinv-export" in answer.err
 
 

@@ -85,7 +85,7 @@ def test_a_failed_export_installs_nothing_and_keeps_its_error(
 def test_b8_an_existing_engine_is_refused_without_force(
     engine: Path, export: Callable[..., Path], assert_untouched: Callable[[], None]
 ) -> None:
-    with pytest.raises(EngineExistsError, match=f"{re.escape(str(engine))}.*(\n.*)*--force"):
+    with pytest.raises(EngineExistsError, match=f"{re.escape(str(engine))}.*(\n.*)*force=True"):
         export(engine)
     with pytest.raises(FileExistsError):
         export(engine)

@@ -79,7 +79,7 @@ def test_every_option_reaches_the_export(monkeypatch, capsys):
 
 
 def test_failed(tmp_path: Path, capsys):
-    assert cli.main(["--ckpt", str(tmp_path / "none.safetensors"), "--out", str(tmp_path / "engine")]) == 1
+    assert cli.main(["--ckpt", str(tmp_path / "none.safetensors"), "--out", str(tmp_path / "engine")]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("featinv-export: there is no such checkpoint\n  given: ")
@@ -97,7 +97,7 @@ def test_an_engine_in_place_of_a_checkpoint(checkpoint_file, tmp_path: Path, cap
 def test_b8_existing_engine(checkpoint_file, tmp_path: Path, capsys):
     arguments = ["--ckpt", str(checkpoint_file()), "--out", str(tmp_path / "engine")]
     assert cli.main(arguments) == 0
-    assert cli.main(arguments) == 1
+    assert cli.main(arguments) == 2
     assert "--force" in capsys.readouterr().err
     assert cli.main([*arguments, "--force"]) == 0
 

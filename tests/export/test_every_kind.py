@@ -69,7 +69,7 @@ def entries(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_b8_nothing_is_made_where_an_engine_is(made, checkpoint, old, tmp_path: Path, kind: str):
-    with pytest.raises(EngineExistsError, match="--force"):
+    with pytest.raises(EngineExistsError, match="force=True"):
         export(ExportOptions(checkpoint=checkpoint, out=old, **KINDS[kind]))
     assert made == []
     assert open_engine(old).manifest.name == "old"

@@ -113,7 +113,7 @@ def test_b6_a_feature_size_that_contradicts_the_checkpoint_is_refused(checkpoint
 def test_b8_an_existing_engine_is_replaced_only_with_force(checkpoint_file, tmp_path: Path):
     path, out = checkpoint_file(), tmp_path / "engine"
     export(ExportOptions(checkpoint=path, out=out, name="old"))
-    with pytest.raises(EngineExistsError, match="--force"):
+    with pytest.raises(EngineExistsError, match="force=True"):
         export(ExportOptions(checkpoint=path, out=out, name="new"))
     assert open_engine(out).manifest.name == "old"
     export(ExportOptions(checkpoint=path, out=out, name="new", force=True))

@@ -3,42 +3,38 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from featinv_export.demo_build.options import BuildOptions, Stage
-from featinv_fast.errors import ArgumentError, FeatInvError
-
-DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+from featinv_fast.cli.program import Parser, run_program
+from featinv_fast.errors import ExitCode
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build; the exit code is 0 for done, 1 for failed, 2 for wrong usage, 130 for interrupted."""
+    """Build; returns an `ExitCode`."""
+    return run_program("demo_build", lambda: _work(arguments))
+
+
+def _work(arguments: Sequence[str] | None) -> int:
     parsed = vars(_parser().parse_args(arguments))
     parsed["progress"] = not parsed.pop("quiet")
-    try:
-        options = BuildOptions(**{name: value for name, value in parsed.items() if value is not None})
-        # Here and not above, so that --help and usage errors do not wait for torch.
-        from featinv_export.demo_build.build import build
+    options = BuildOptions(**{name: value for name, value in parsed.items() if value is not None})
+    # Here and not above, so that --help and usage errors do not wait for torch.
+    from featinv_export.demo_build.build import build
 
-        folder = build(options)
-    except KeyboardInterrupt:
-        print("demo_build: interrupted; the same command goes on from here", file=sys.stderr)
-        return INTERRUPTED
-    except (FeatInvError, OSError) as error:
-        print(f"demo_build: {error}", file=sys.stderr)
-        return USAGE if isinstance(error, ArgumentError) else FAILED
-    print(folder)
-    return DONE
+    try:
+        print(build(options))
+    except KeyboardInterrupt as interruption:
+        raise KeyboardInterrupt("interrupted; the same command goes on from here") from interruption
+    return ExitCode.DONE
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m featinv_export.demo_build",
         description="Make featinv-fast's built-in engine from nothing: train, export, measure, install. Whatever is in "
         "ROOT already is not made again; a killed run goes on from its last checkpoint.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--root", type=Path, required=True, help="folder for checkpoints, caches and logs (some GB)")
