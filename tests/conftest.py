@@ -35,6 +35,8 @@ from featinv_fast.errors import EngineExistsError, EngineLockedError
 from featinv_fast.features import small_backbones
 from featinv_fast.models import FeatInv
 
+sys.path.insert(0, str(Path(__file__).parent / "tools"))  # for separate_packages
+
 # Workers of xdist share the cores: threads beyond them would spin against each other and cost minutes.
 THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 torch.set_num_threads(THREADS)

@@ -2,8 +2,8 @@
 
 optimum-onnx 0.1 needs transformers < 4.58 and with it huggingface_hub < 1, diffusers 0.42.1 a later one, so that it
 cannot be installed beside what we are tested with. Its layout stands here as data, copied from what it declares
-(`VaeDecoderOnnxConfig`) and from a folder that it wrote. Where `FEATINV_OPTIMUM` names a folder of its packages, its
-own classes load and run the decoder too, and its declaration is compared with the data.
+(`VaeDecoderOnnxConfig`) and from a folder that it wrote. Where its packages have been fetched into a folder of their
+own, its classes load and run the decoder too, and its declaration is compared with the data.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import separate_packages
 import torch
 from torch import Tensor
 
@@ -29,11 +30,6 @@ from featinv_fast.checkpoints.diffusers_configs import component_configs
 from featinv_fast.text import OFFICIAL_PROMPT, encode_prompt, prompt_ids
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "optimum_decoder.py"
-VARIABLE = "FEATINV_OPTIMUM"
-PACKAGES = (
-    "optimum==2.1.* optimum-onnx==0.1.* 'transformers<4.58' 'huggingface_hub<1' 'tokenizers<0.23' 'diffusers<0.37' "
-    "'httpx<1' httpcore h11 anyio"
-)
 # Tensor -> dynamic axis -> its name, with "8" for the factor between latents and images.
 DECLARED = [
     {"latent_sample": {"0": "batch_size", "2": "latent_height", "3": "latent_width"}},
@@ -43,16 +39,13 @@ DECLARED = [
 READ_BY_PIPELINES = ("scaling_factor", "block_out_channels", "latent_channels", "sample_size", "up_block_types")
 
 needs_optimum = pytest.mark.skipif(
-    VARIABLE not in os.environ,
-    reason=f"{VARIABLE} names no folder with optimum's packages: pip install --no-deps --target DIR {PACKAGES}",
+    separate_packages.missing("optimum") is not None, reason=str(separate_packages.missing("optimum"))
 )
 
 
 def run_with_optimum(script: str, *arguments: Path) -> str:
     """What a script beside this file prints, in a process that imports optimum's packages."""
-    packages = Path(os.environ[VARIABLE])
-    # Who names a folder wants this to run: an empty one must not pass for a success.
-    assert (packages / "optimum" / "onnxruntime").is_dir(), f"{packages} has no optimum-onnx"
+    packages = separate_packages.folder("optimum")
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name(script)), *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": str(packages), "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"},

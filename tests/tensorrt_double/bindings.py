@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-VARIABLE = "FEATINV_TENSORRT_BINDINGS"
+import separate_packages
+
 RELEASES = ("10.16", "11.4")
 HERE = Path(__file__).parent
 
@@ -34,15 +35,9 @@ int initLibNvInferPlugins(void* logger, const char* name) { return 0; }
 
 def missing() -> str | None:
     """Why the bindings cannot be used, or `None`."""
-    root = os.environ.get(VARIABLE)
-    if root is None:
-        return (
-            f"NOTHING ABOUT TENSORRT WAS CHECKED: {VARIABLE} does not name a folder with the vendor's bindings. "
-            "For R in 10.16 and 11.4: pip install --no-deps --target DIR/R 'tensorrt-cu13-bindings==R.*'"
-        )
-    absent = [release for release in RELEASES if not (Path(root) / release / "tensorrt_bindings").is_dir()]
-    # Who names a folder wants the tests to run: an empty one must not pass for a success.
-    assert not absent, f"{VARIABLE}={root} has no tensorrt_bindings below {absent}"
+    for release in RELEASES:
+        if reason := separate_packages.missing(f"tensorrt-{release}"):
+            return f"NOTHING ABOUT TENSORRT WAS CHECKED: {reason}"
     compiler = os.environ.get("CC", "cc")
     assert shutil.which(compiler), f"the stub libraries need a C compiler, and there is no {compiler}"
     return None
@@ -62,7 +57,7 @@ def run(release: str, script: str, stubs: Path) -> str:
             subprocess.run([*command, libraries / library, source], check=True)
     environment = os.environ | {
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [str(libraries), os.environ.get("LD_LIBRARY_PATH")])),
-        "PYTHONPATH": str(Path(os.environ[VARIABLE]) / release),
+        "PYTHONPATH": str(separate_packages.folder(f"tensorrt-{release}")),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     result = subprocess.run(

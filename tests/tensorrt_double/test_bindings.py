@@ -1,58 +1,49 @@
-"""Where the vendor's bindings come from: who names a folder gets these tests run, and never skipped in silence."""
+"""Where the vendor's bindings come from: README's test command. Without them it is said that nothing was checked."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import bindings
 import pytest
+import separate_packages
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-    """A folder with both releases, as the tests look for it."""
+def fetched(tmp_path, monkeypatch) -> Path:
+    """Where both releases seem to have been fetched."""
+    monkeypatch.setattr(separate_packages, "ROOT", tmp_path)
     for release in bindings.RELEASES:
-        (tmp_path / release / "tensorrt_bindings").mkdir(parents=True)
-    monkeypatch.setenv(bindings.VARIABLE, str(tmp_path))
+        name = f"tensorrt-{release}"
+        (tmp_path / name).mkdir()
+        (tmp_path / name / separate_packages.COMPLETE).write_text("\n".join([*separate_packages.SETS[name], ""]))
     return tmp_path
 
 
-def test_without_a_folder_the_reason_says_how_to_make_one(monkeypatch):
-    monkeypatch.delenv(bindings.VARIABLE, raising=False)
-    reason = bindings.missing()
-    assert reason.startswith("NOTHING ABOUT TENSORRT WAS CHECKED")
-    assert f"{' and '.join(bindings.RELEASES)}: pip install --no-deps --target DIR/R" in reason
-
-
-def test_a_folder_with_both_releases_is_taken(folder):
+def test_both_releases_are_taken(fetched):
     assert bindings.missing() is None
 
 
 @pytest.mark.parametrize("release", bindings.RELEASES)
-def test_a_release_that_is_not_in_the_named_folder_is_an_error(folder, release):
-    shutil.rmtree(folder / release)
-    with pytest.raises(AssertionError, match=release):
-        bindings.missing()
+@pytest.mark.parametrize("note", [None, "", "tensorrt-cu13-bindings==10.0.0\n"])
+def test_a_release_that_was_not_fetched_whole_is_named_with_the_command(fetched, release, note):
+    path = fetched / f"tensorrt-{release}" / separate_packages.COMPLETE
+    path.unlink() if note is None else path.write_text(note)
+    reason = bindings.missing()
+    assert reason.startswith("NOTHING ABOUT TENSORRT WAS CHECKED")
+    assert f"tensorrt-{release}" in reason
+    assert reason.endswith("python tests/tools/separate_packages.py")
 
 
-def test_an_empty_variable_is_no_folder_but_an_error(folder, monkeypatch):
-    monkeypatch.setenv(bindings.VARIABLE, "")
-    with pytest.raises(AssertionError, match=r"has no tensorrt_bindings"):
-        bindings.missing()
-
-
-def test_a_machine_without_a_compiler_is_an_error(folder, monkeypatch):
+def test_a_machine_without_a_compiler_is_an_error(fetched, monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
     with pytest.raises(AssertionError, match="no-such-compiler"):
         bindings.missing()
 
 
-def test_ci_installs_both_releases_before_the_tests():
-    script = (ROOT / ".ci" / "run").read_text()
-    installed, _, rest = script.partition('bash -euo pipefail -c "$test_command"')
-    assert rest
-    assert f'export {bindings.VARIABLE}="' in installed
-    assert f"for release in {' '.join(bindings.RELEASES)}; do" in installed
+def test_the_readmes_test_command_fetches_them_before_the_tests():
+    _, _, command = (ROOT / "README.md").read_text().partition("<!-- test -->")
+    before, _, _ = command.partition("pytest -n 2")
+    assert "python tests/tools/separate_packages.py &&" in before

@@ -28,13 +28,13 @@ def attention_kernel(
     p_y,
     q_item,
     q_token,
-    q_head,
+    Q_HEAD: tl.constexpr,
     k_group,
     k_token,
-    k_head,
+    K_HEAD: tl.constexpr,
     v_group,
     v_token,
-    v_head,
+    V_HEAD: tl.constexpr,
     heads,
     queries,
     keys,
@@ -49,7 +49,8 @@ def attention_kernel(
 ):
     """A block of queries (axis 0) of one head of one item (axis 1); `scale` includes log2(e), `y` is contiguous.
 
-    The other integers are the strides of q [B, N, H, d], k and v [G, M, H, d], whose last stride is 1.
+    The other integers are the strides of q [B, N, H, d], k and v [G, M, H, d], whose last stride is 1. A layer's heads
+    always lie as far apart; known when the kernel is compiled, that distance lets them be loaded in vectors.
     """
     i_head = tl.program_id(1) % heads
     i_item = (tl.program_id(1) // heads).to(tl.int64)
@@ -60,10 +61,10 @@ def attention_kernel(
     m_query = (o_query < queries)[:, None]
     m_1 = (o_1 < HEAD_SIZE)[None, :]
 
-    p_q += i_item * q_item + i_head * q_head + o_query[:, None] * q_token
+    p_q += i_item * q_item + i_head * Q_HEAD + o_query[:, None] * q_token
     # The pointers stay scalars and the offsets 32 bits: a 64-bit pointer for each value would take most registers.
-    p_k += i_group * k_group + i_head * k_head
-    p_v += i_group * v_group + i_head * v_head
+    p_k += i_group * k_group + i_head * K_HEAD
+    p_v += i_group * v_group + i_head * V_HEAD
     o_k = o_key[:, None] * k_token
     o_v = o_key[:, None] * v_token
     b_q1 = tl.load(p_q + o_1[None, :], mask=m_query & m_1, other=0.0)
@@ -122,12 +123,14 @@ def configuration(dtype: torch.dtype, head_size: int, queries: int, keys: int) -
     most_queries, most_keys = (128, 64) if head_size <= 128 else (64, 32)
     if dtype == torch.float32:  # no matrix units: operands pass through registers
         most_queries, most_keys = 32, 32
+    stages = 2
     if keys % most_keys != 0 and keys < 256:
         most_keys //= 2  # 77 keys are then padded to 96, or to 80
+        stages = 3  # all their blocks at once
     block_queries = max(SMALLEST, min(most_queries, triton.next_power_of_2(queries)))
     block_keys = max(SMALLEST, min(most_keys, triton.next_power_of_2(keys)))
     warps = 8 if block_queries * head_size > 64 * 64 else 4
-    return block_queries, block_keys, {"num_warps": warps, "num_stages": 2}
+    return block_queries, block_keys, {"num_warps": warps, "num_stages": stages}
 
 
 def launch_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, *, out: Tensor) -> None:
@@ -137,9 +140,13 @@ def launch_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, *, out: Tens
     part_1, part_2 = head_parts(head_size)
     block_queries, block_keys, options = configuration(q.dtype, head_size, queries, keys)
     strides = {
-        f"{name}_{axis}": stride
-        for name, tensor in (("q", q), ("k", k), ("v", v))
-        for axis, stride in zip(("item" if name == "q" else "group", "token", "head"), tensor.stride(), strict=False)
+        parameter: stride
+        for parameters, tensor in (
+            (("q_item", "q_token", "Q_HEAD"), q),
+            (("k_group", "k_token", "K_HEAD"), k),
+            (("v_group", "v_token", "V_HEAD"), v),
+        )
+        for parameter, stride in zip(parameters, tensor.stride(), strict=False)
     }
     launch(
         attention_kernel,
