@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 from random import Random
@@ -25,6 +26,9 @@ MANIFEST, CHECKSUM, WEIGHTS = "manifest.json", "manifest.json.sha256", "weights.
 SECTIONS = ("model", "features", "sampling", "time_bias_size", "max_batch", "optimal_batch", "precision", "kept_fp32")
 
 
+LARGEST_MAP = 2**22  # values of a map that it pays to invert here
+
+
 class Manifests(Target):
     """An engine of the tiny model; the files that a mutant leaves alone are links to it."""
 
@@ -39,20 +43,13 @@ class Manifests(Target):
 
     def mutant(self, random: Random, folder: Path) -> Path:
         """A folder with another manifest, or with other weights."""
-        engine = folder / "engine"
-        engine.mkdir()
-        for name in self.manifest["files"]:
-            os.link(self.engine / name, engine / name)
-        manifest = self.manifest
         if random.random() < 0.15:
-            manifest = self._with_other_weights(random, engine)
-            text = json.dumps(manifest).encode()
-        else:
-            text = self._text(random)
-        (engine / MANIFEST).write_bytes(text)
-        digest = hashlib.sha256(text).hexdigest() if random.random() < 0.98 else "0" * 64
-        (engine / CHECKSUM).write_bytes(f"{digest}  {MANIFEST}\n".encode())
-        return engine
+            return self._with_other_weights(random, folder)
+        return self._written(folder, self._text(random), random.random() < 0.98)
+
+    def kept(self, entry: Path, folder: Path) -> Path:
+        """The engine with the changes that an entry tells: tables within tables, as the manifest has them."""
+        return self._written(folder, json.dumps(_merged(self.manifest, json.loads(entry.read_bytes()))).encode())
 
     def declared(self, path: Path) -> int | None:
         """The files of the folder, where the manifest is JSON of its checksum and of a known format."""
@@ -71,8 +68,9 @@ class Manifests(Target):
         """Open it, load it and invert a map."""
         runtime = Runtime(open_engine(path, hard_links=True), backend="torch", device="cpu")
         spec = runtime.engine.manifest.features
-        maps = torch.zeros(1, spec.channels, spec.height or 5, spec.width or 5)
-        runtime.invert(maps, steps=1)
+        shape = (1, spec.channels, spec.height or 5, spec.width or 5)
+        if math.prod(shape) <= LARGEST_MAP:
+            runtime.invert(torch.zeros(shape), steps=1)
 
     def _text(self, random: Random) -> bytes:
         if random.random() < 0.1:
@@ -87,13 +85,31 @@ class Manifests(Target):
             mutant = values.mutated(random, mutant)
         return values.text_of(random, mutant).encode("utf-8", "surrogatepass")
 
-    def _with_other_weights(self, random: Random, engine: Path) -> dict[str, Any]:
-        weights = engine / WEIGHTS
-        weights.unlink()
-        tensors.write_mutant(random, weights, self.weights)
-        content = weights.read_bytes()
+    def _with_other_weights(self, random: Random, folder: Path) -> Path:
+        mutant = tensors.write_mutant(random, folder / WEIGHTS, self.weights)
+        content = mutant.read_bytes()
         described = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
-        return self.manifest | {"files": self.manifest["files"] | {WEIGHTS: described}}
+        manifest = self.manifest | {"files": self.manifest["files"] | {WEIGHTS: described}}
+        engine = self._written(folder, json.dumps(manifest).encode())
+        mutant.replace(engine / WEIGHTS)
+        return engine
+
+    def _written(self, folder: Path, manifest: bytes, checksum: bool = True) -> Path:
+        engine = folder / "engine"
+        engine.mkdir()
+        for name in self.manifest["files"]:
+            os.link(self.engine / name, engine / name)
+        (engine / MANIFEST).write_bytes(manifest)
+        digest = hashlib.sha256(manifest).hexdigest() if checksum else "0" * 64
+        (engine / CHECKSUM).write_bytes(f"{digest}  {MANIFEST}\n".encode())
+        return engine
+
+
+def _merged(value: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = {
+        name: _merged(value[name], change) if isinstance(change, dict) else change for name, change in changes.items()
+    }
+    return value | merged
 
 
 TARGET = Manifests
