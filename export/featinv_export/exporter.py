@@ -24,6 +24,7 @@ from featinv_fast.backends.aoti_ import target_here
 from featinv_fast.backends.onnxruntime_ import SUFFIX
 from featinv_fast.backends.torch_ import WEIGHT_FILE, TorchSession
 from featinv_fast.checkpoints import check_finite
+from featinv_fast.checks import refuse_inputs
 from featinv_fast.config import Precision
 from featinv_fast.engine import Exactness, GraphSpec, Manifest, OptionInfo, graph_specs, staging
 from featinv_fast.engine.files import entry_names
@@ -57,6 +58,7 @@ def export(options: ExportOptions, progress: Progress = lambda *_: None) -> Path
 
     Raises:
         ArgumentError: options that are out of range or contradict the checkpoint.
+        OutputExistsError: the destination is an input, or one lies in the other.
         CheckpointError: the checkpoint cannot be read, is damaged, or holds NaN or infinite weights.
         TextError: a prompt cannot be embedded.
         BackendUnavailableError: TensorRT plans are asked for, and there is no TensorRT or no GPU.
@@ -65,6 +67,8 @@ def export(options: ExportOptions, progress: Progress = lambda *_: None) -> Path
         ParityError: a graph does not compute what the model computes. The numbers are in a file beside the
             destination, named like it with `.parity.json` at the end; nothing was installed.
     """
+    inputs = ("checkpoint", "lora", "lcm_unet", "tokenizer")
+    refuse_inputs({"the engine": options.destination}, {n: getattr(options, n) for n in inputs}, replaced=True)
     if options.trt is not None:
         require_tensorrt(options.destination)
     if options.onnx:

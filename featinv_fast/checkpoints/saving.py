@@ -14,6 +14,7 @@ from featinv_fast.checkpoints.loading import Checkpoint, load
 from featinv_fast.checkpoints.recipe import Recipe
 from featinv_fast.checkpoints.values import check_finite
 from featinv_fast.checkpoints.writer import refuse_existing, replacing, write_json, write_safetensors
+from featinv_fast.checks import refuse_inputs
 from featinv_fast.errors import ArgumentError
 
 FOLDER_LAYOUT = "diffusers"
@@ -35,9 +36,11 @@ def convert(
 
     Raises:
         ArgumentError: an unknown layout, or a destination whose name does not suit it.
+        OutputExistsError: the destination is the source, or one lies in the other.
         CheckpointError: see `load`; the destination exists or cannot be written; weights are not finite.
     """
     destination = _destination(destination, to)
+    refuse_inputs({"the destination": destination}, {"the checkpoint": source}, replaced=True)
     refuse_existing(destination, force=force, replaceable=_is_checkpoint)
     checkpoint = load(source)
     check_finite(checkpoint.named_tensors())

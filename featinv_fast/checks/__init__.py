@@ -5,6 +5,7 @@ from featinv_fast.checks.paths import (
     file_errors,
     output_folder,
     refuse_existing,
+    refuse_inputs,
     require_input,
     require_writable,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "integer",
     "output_folder",
     "refuse_existing",
+    "refuse_inputs",
     "require_input",
     "require_writable",
 ]

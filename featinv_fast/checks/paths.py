@@ -6,7 +6,7 @@ import contextlib
 import errno
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from featinv_fast.checks.system_errors import file_error
@@ -85,6 +85,44 @@ def refuse_existing(path: StrPath, *, force: bool, what: str = "file") -> Path:
             command_remedy="name another, or pass --force",
         )
     return path
+
+
+def refuse_inputs(
+    outputs: Mapping[str, StrPath], inputs: Mapping[str, StrPath | None], *, replaced: bool = False
+) -> None:
+    """Refuse outputs that would lose or change an input: that are one, by whatever path or link, or lie in one.
+
+    Args:
+        outputs: what they are called -> files or folders that will be written.
+        inputs: what they are called -> files or folders that are read; None where there is none.
+        replaced: outputs are replaced with all that lies in them, so that no input may.
+
+    Raises:
+        OutputExistsError: an output is an input, or lies in a folder that is one.
+        FileError: the system does not let us look.
+    """
+    for output, written in outputs.items():
+        for name, read in inputs.items():
+            if read is None:
+                continue
+            with file_errors(written):
+                inside = _lies_in(as_path(written), as_path(read))
+                around = replaced and _lies_in(as_path(read), as_path(written))
+            if inside or around:
+                raise OutputExistsError(
+                    f"{output} is or {'lies in' if inside else 'holds'} an input, {name}",
+                    given=f"{written} and {read}",
+                    expected="a place that nothing is read from",
+                    remedy=f"name another place for {output}",
+                )
+
+
+def _lies_in(path: Path, other: Path) -> bool:
+    """Whether writing `path` touches `other`: it is the same file or folder, or below it."""
+    if path.exists() and other.exists() and path.samefile(other):  # hard links, too
+        return True
+    path, other = path.resolve(), other.resolve()
+    return path == other or other in path.parents
 
 
 def require_writable(path: StrPath) -> Path:

@@ -43,6 +43,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure, write and print the rows; what did not run or did not agree is said on stderr."""
+    from featinv_fast.checks import refuse_inputs
     from featinv_fast.commands.bench import Bench, BenchOptions, cells
     from featinv_fast.evaluate import Setting, markdown, require_matplotlib
 
@@ -60,6 +61,8 @@ def run(options: argparse.Namespace) -> int:
     if options.plot is not None:  # before the work: where this fails, the work would be lost
         require_matplotlib()
         _check_picture(options.plot, force=options.force)
+    written = {name: path for name, path in (("--out", options.out), ("--plot", options.plot)) if path is not None}
+    refuse_inputs(written, {"the engine": options.engine})
     for path in (options.out, options.plot):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)

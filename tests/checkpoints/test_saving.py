@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from featinv_fast.checkpoints import convert, load, save, writer
 from featinv_fast.checkpoints.layouts import LAYOUTS
-from featinv_fast.errors import ArgumentError, CheckpointCorruptError, CheckpointError
+from featinv_fast.errors import ArgumentError, CheckpointCorruptError, CheckpointError, OutputExistsError
 
 
 def named(folder, layout, stem="x"):
@@ -101,10 +101,19 @@ def test_an_existing_destination_is_refused_without_force(tiny, tiny_ldm, tmp_pa
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_checkpoint_can_replace_itself(tiny, tmp_path):
-    for path, layout in ((tmp_path / "x", "diffusers"), (tmp_path / "x.safetensors", "featinv")):
-        save(tiny, path, layout)
-        convert(path, path, layout, force=True)
+def test_a_checkpoint_is_not_converted_onto_itself(tiny, tmp_path):
+    (tmp_path / "link.safetensors").symlink_to("x.safetensors")
+    for source, destination, layout in (
+        ("x", "x", "diffusers"),
+        ("x.safetensors", "x.safetensors", "ldm"),
+        ("x.safetensors", "link.safetensors", "featinv"),
+        ("x", "x/inside.safetensors", "featinv"),
+        ("x/inside.safetensors", "x", "diffusers"),  # the folder is replaced with all that is in it
+    ):
+        path = tmp_path / source
+        save(tiny, path, "featinv" if path.suffix else "diffusers", force=True)
+        with pytest.raises(OutputExistsError, match="an input, the checkpoint"):
+            convert(path, tmp_path / destination, layout, force=True)
         assert_equal(load(path), tiny)
 
 

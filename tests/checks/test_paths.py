@@ -16,6 +16,7 @@ from featinv_fast.checks import (
     file_errors,
     output_folder,
     refuse_existing,
+    refuse_inputs,
     require_input,
     require_writable,
 )
@@ -162,3 +163,23 @@ def test_a_folder_cannot_be_made_of_a_file(tmp_path: Path):
         with pytest.raises(FileError) as caught, output_folder(path):
             pass
         assert "Errno" not in str(caught.value)
+
+
+@pytest.mark.parametrize("output", ["in/a", "in/b/../a", "link", "hard", "in", "linked/c", "in/new/deep"])
+def test_an_output_that_is_or_lies_in_an_input_is_refused(tmp_path: Path, output: str):
+    (tmp_path / "in" / "b").mkdir(parents=True)
+    (tmp_path / "in" / "a").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "in" / "a")
+    (tmp_path / "hard").hardlink_to(tmp_path / "in" / "a")
+    (tmp_path / "linked").symlink_to(tmp_path / "in")
+    inputs = {"the file": tmp_path / "in" / "a", "the folder": tmp_path / "in", "nothing": None}
+    with pytest.raises(OutputExistsError, match=r"the result is or lies in an input, the (file|folder)"):
+        refuse_inputs({"the result": tmp_path / output}, inputs)
+
+
+def test_an_output_may_lie_beside_an_input_and_around_one_that_stays(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    refuse_inputs({"the result": tmp_path / "in2"}, {"the folder": tmp_path / "in"})
+    refuse_inputs({"the result": tmp_path}, {"the folder": tmp_path / "in"})
+    with pytest.raises(OutputExistsError, match="is or holds an input"):
+        refuse_inputs({"the result": tmp_path}, {"the folder": tmp_path / "in"}, replaced=True)

@@ -174,6 +174,14 @@ def test_exit_codes_and_messages(featinv, tiny_engine, extra, code, says):
     assert "Traceback" not in answer.err
 
 
+@pytest.mark.parametrize("option", ["--out", "--plot"])
+def test_nothing_is_written_into_the_engine(featinv, tiny_engine, option):
+    answer = featinv("bench", tiny_engine, *FAST, option, tiny_engine / "bench.png")
+    assert (answer.code, answer.out) == (2, "")
+    assert f"{option} is or lies in an input, the engine" in answer.err
+    assert not (tiny_engine / "bench.png").exists()
+
+
 def test_an_engine_that_is_not_there(featinv, tmp_path):
     answer = featinv("bench", tmp_path, *FAST)
     assert (answer.code, answer.out) == (2, "")

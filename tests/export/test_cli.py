@@ -94,6 +94,14 @@ def test_an_engine_in_place_of_a_checkpoint(checkpoint_file, tmp_path: Path, cap
     assert "--refit, --verify and --from-onnx" in error
 
 
+def test_an_engine_does_not_replace_what_it_is_made_of(checkpoint_file, tmp_path: Path, capsys):
+    path = Path(checkpoint_file())
+    for out in (path, path.parent):
+        assert cli.main(["--ckpt", str(path), "--out", str(out), "--force"]) == 2
+        assert "an input, checkpoint" in capsys.readouterr().err
+    assert path.exists()
+
+
 def test_b8_existing_engine(checkpoint_file, tmp_path: Path, capsys):
     arguments = ["--ckpt", str(checkpoint_file()), "--out", str(tmp_path / "engine")]
     assert cli.main(arguments) == 0
