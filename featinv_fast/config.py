@@ -7,11 +7,12 @@ object is made: from a file or by a caller.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import enum
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, TypeVar
 
 from featinv_fast.errors import ConfigError
@@ -275,7 +276,12 @@ def from_dict(cls: type[T], data: Mapping[str, Any], *, where: str = "") -> T:
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     unknown = sorted(set(data) - set(fields))
     if unknown:
-        raise ConfigError(f"unknown keys in {path}", given=unknown, expected=sorted(fields), remedy="remove them")
+        raise ConfigError(
+            f"unknown keys in {path}",
+            given=unknown,
+            expected=sorted(fields),
+            remedy=f"remove them{_meant(unknown, fields)}",
+        )
     missing = sorted(
         name
         for name, f in fields.items()
@@ -305,7 +311,13 @@ def _from_plain(hint: Any, value: Any, path: str) -> Any:
         try:
             return hint(value)
         except ValueError:
-            raise ConfigError(f"bad value for {path}", given=value, expected=[e.value for e in hint]) from None
+            choices = [str(choice.value) for choice in hint]
+            raise ConfigError(
+                f"bad value for {path}",
+                given=value,
+                expected=choices,
+                remedy=f"name one of these{_meant([str(value)], choices)}",
+            ) from None
     if origin is tuple and isinstance(value, list | tuple):
         inner = _inner_hints(args, len(value))
         if len(inner) == len(value):
@@ -317,3 +329,11 @@ def _from_plain(hint: Any, value: Any, path: str) -> Any:
     if isinstance(hint, type) and isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
         return value
     raise ConfigError(f"bad value for {path}", given=repr(value), expected=str(hint))
+
+
+def _meant(given: Iterable[str], known: Iterable[str]) -> str:
+    """What was probably meant, as the end of a sentence; empty where nothing known is near."""
+    known = list(known)
+    near = {name: difflib.get_close_matches(name, known, n=1) for name in given}
+    guesses = [f"{found[0]!r} for {name!r}" for name, found in near.items() if found]
+    return f"; did you mean {', '.join(guesses)}?" if guesses else ""

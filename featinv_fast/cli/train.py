@@ -35,7 +35,15 @@ def run(options: argparse.Namespace) -> int:
             given=f"recipe = '{recipe.recipe}'",
             expected=f"featinv {command} --config {options.config}",
         )
-    print(train(recipe, root=options.root, progress=not options.quiet))
+    print(
+        train(
+            options.config,
+            root=options.root,
+            changes=options.set,
+            force=options.force,
+            progress=not options.quiet,
+        )
+    )
     return 0
 
 
@@ -45,5 +53,8 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, default=Path(), help="what its relative paths start from; default: here")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a value, as in training.steps=100"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace a file of the recipe's `out` that another run or program wrote"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")

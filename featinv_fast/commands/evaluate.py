@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from featinv_fast.commands.invert import backbone_spec, open_backbone
@@ -144,7 +144,7 @@ def _backbone(runtime: Runtime, options: EvaluateOptions) -> Backbone:
 
 def _examples(paths: list[Path], options: EvaluateOptions, unreadable: dict[str, str]) -> Iterator[Example]:
     root = options.images if options.images.is_dir() else options.images.parent
-    labels = class_folders(options.images, paths) or [None] * len(paths)
+    labels: Sequence[str | None] = class_folders(options.images, paths) or [None] * len(paths)
     for path, label in zip(paths, labels, strict=True):
         name = path.relative_to(root)
         try:

@@ -19,12 +19,9 @@ from featinv_fast.errors import CheckpointMismatchError, ConfigError
 from featinv_fast.models import Autoencoder, ConditionEncoder, FeatInv
 from featinv_fast.text import EMPTY_PROMPT, TRAINING_PROMPT, encode_prompt
 from featinv_fast.train import randomness
-from featinv_fast.train.settings import Recipe
 
 UNET, CONTROLNET, AUTOENCODER = "denoiser.unet.", "denoiser.controlnet.", "autoencoder."
 AUTOENCODER_KEY = "featinv.autoencoder"
-# Where checkpoints note the recipe that made them.
-RECIPE_NOTE = "featinv.info.recipe"
 
 
 @contextlib.contextmanager
@@ -101,11 +98,19 @@ def base_prompts(base: BaseModel, prompt: str | None, tokenizer: Path | None) ->
     """The embeddings "cond" and "uncond" [1, T, D] to train with: the ones the base stores, or its text encoder's.
 
     Raises:
-        ConfigError: the base has neither, or a prompt is named and there is no text encoder.
+        ConfigError: the base has neither, a prompt is named and there is no text encoder, or a tokenizer is named and
+            the prompts are stored.
         TextError: the prompt needs a tokenizer.
     """
     stored = {name: value.float() for name, value in base.prompts.items() if value is not None}
     if prompt is None and len(stored) == 2:
+        if tokenizer is not None:
+            raise ConfigError(
+                "the tokenizer has no effect: the base stores its prompts",
+                given=tokenizer,
+                expected="no tokenizer, or a prompt of your own",
+                remedy="leave out tokenizer, or name a prompt",
+            )
         return stored
     if not base.text_encoder:
         raise ConfigError(
@@ -157,11 +162,6 @@ def load_autoencoder(path: Path) -> tuple[Autoencoder, AutoencoderConfig]:
         raise CheckpointMismatchError("the autoencoder's tensors do not fit its metadata", given=str(error)) from error
     freeze(autoencoder)
     return autoencoder, config
-
-
-def notes(recipe: Recipe) -> dict[str, str]:
-    """Metadata that say how a file was made."""
-    return {RECIPE_NOTE: json.dumps(to_dict(recipe), sort_keys=True)}
 
 
 def with_autoencoder(config: ModelConfig, autoencoder: AutoencoderConfig, image_size: int) -> ModelConfig:

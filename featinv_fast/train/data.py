@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from featinv_fast.errors import ArgumentError
-from featinv_fast.features import center_crop, list_images, read_image
+from featinv_fast.errors import ArgumentError, TrainingError
+from featinv_fast.features import center_crop, read_image
 from featinv_fast.train.randomness import derived_seed
-from featinv_fast.train.settings import SCENES, Crop, DataConfig
+from featinv_fast.train.scan import Scan
+from featinv_fast.train.selection import Selection, select
+from featinv_fast.train.settings import SCENES, Crop, DataConfig, Split
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,59 +41,60 @@ class Data(Protocol):
 
 
 class ImageFolder:
-    """The images below a folder, in squares. Draw n shows image `n % len` as pass `n // len` over the data sees it.
+    """Images of a folder in squares. Draw n shows image `n % len` as pass `n // len` over the data sees it.
 
     Args:
-        folder: see `features.list_images`. Sub-folders that hold all images are their classes, in alphabetical order.
-        size: edge of the squares in pixels.
+        images: the images, see `selection.select`.
+        size: edge of the squares in pixels. Smaller images are enlarged.
         crop: RANDOM for RandomResizedCrop (bilinear) and flips, keyed by `seed` and the draw; CENTER for the same
             pixels in every pass.
         flips: probabilities of a horizontal and a vertical flip.
-        count: the first so many images only.
         seed: of the crops.
         threads: that read images at the same time.
     """
 
     def __init__(
         self,
-        folder: str | Path,
+        images: Selection,
         *,
         size: int,
         crop: Crop = Crop.RANDOM,
         flips: tuple[float, float] = (0.5, 0.5),
-        count: int | None = None,
         seed: int = 0,
         threads: int = 4,
     ) -> None:
-        root = Path(folder)
-        self.paths = list_images(root)[:count]
+        self.selection = images
         self.size = size
         self.crop = crop
         self.flips = flips
         self.seed = seed
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
-        parents = [path.relative_to(root).parts[0] if path.parent != root else None for path in self.paths]
-        names = sorted({parent for parent in parents if parent is not None})
-        # Labels exist where every image lies in the folder of its class.
-        self.class_names = () if None in parents else tuple(names)
-        self._labels = np.array([names.index(parent) for parent in parents if parent is not None], dtype=np.int64)
+        self._labels = np.array(images.labels, dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.selection.paths)
 
     def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Read and cut the images of these draws."""
+        """Read and cut the images of these draws.
+
+        Raises:
+            TrainingError: an image cannot be read any more.
+        """
         images = np.stack(list(self._pool.map(self._square, indices.tolist())))  # [B, size, size, 3]
-        labels = {"labels": self._labels[indices % len(self)]} if self.class_names else {}
+        labels = {"labels": self._labels[indices % len(self)]} if self.selection.class_names else {}
         return {"images": images, **labels}
 
-    def identity(self) -> str:
-        """Changes when the images do: names, sizes and times of change of all files."""
-        parts = [f"{path}:{(stat := path.stat()).st_size}:{stat.st_mtime_ns}" for path in self.paths]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
     def _square(self, draw: int) -> np.ndarray:
-        image = read_image(self.paths[draw % len(self)])
+        path = self.selection.paths[draw % len(self)]
+        try:
+            image = read_image(path)
+        except ArgumentError as error:
+            raise TrainingError(
+                "an image cannot be read any more",
+                given=error.given,
+                expected="the images as they were when the run was started",
+                remedy="bring it back and start again: the run goes on from its last checkpoint",
+            ) from error
         if self.crop is Crop.CENTER:
             return np.asarray(center_crop(image, self.size))
         return random_square(image, self.size, self.flips, np.random.default_rng(derived_seed(self.seed, "crop", draw)))
@@ -121,25 +125,36 @@ def _random_box(width: int, height: int, random: np.random.Generator) -> tuple[i
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def open_data(config: DataConfig, root: Path) -> Data:
-    """The data that `config` names; folders are relative to `root`.
+def open_data(config: DataConfig, root: Path, *, records: Path | None = None, progress: bool = False) -> Data:
+    """The data that `config` names.
+
+    Args:
+        config: what to take.
+        root: what a folder's relative path starts from.
+        records: folder in which to keep what was found out about images, for this and other runs.
+        progress: show a bar on stderr while images are looked at.
 
     Raises:
-        ArgumentError: there is no such folder, or no image in it; or there are no such scenes.
+        ArgumentError: there is no such folder, no image in it, or not so many; or there are no such scenes.
+        TrainingError: images cannot be read.
     """
     if config.source == SCENES:
         # The synthetic world is not needed for images of one's own.
         from featinv_fast.demo.world.dataset import SceneDataset
 
-        return SceneDataset(config.split, length=config.count, size=config.size, seed=config.seed)
-    return ImageFolder(
-        root / config.source,
-        size=config.size,
-        crop=config.crop,
-        flips=config.flips,
+        return SceneDataset(config.split or Split.TRAIN, length=config.count, size=config.size, seed=config.seed)
+    folder = root / config.source
+    key = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    images = select(
+        folder,
+        split=config.split,
+        holdout=config.holdout,
         count=config.count,
         seed=config.seed,
+        on_unreadable=config.on_unreadable,
+        scan=Scan(folder, None if records is None else records / f"images-{key}.jsonl", progress=progress),
     )
+    return ImageFolder(images, size=config.size, crop=config.crop, flips=config.flips, seed=config.seed)
 
 
 def repeats(data: Data) -> bool:
@@ -162,13 +177,9 @@ def batch_of(data: Data, draws: np.ndarray) -> Mapping[str, np.ndarray]:
 
 def identity(data: Data, config: DataConfig) -> dict[str, Any]:
     """What the pixels of `data` depend on, for the names of caches; a probe of the pixels tells changed code."""
-    files = data.identity() if isinstance(data, ImageFolder) else ""
     probe = np.linspace(0, len(data) - 1, min(len(data), 16)).astype(np.int64)
-    return {
-        "source": config.source,
-        "files": files,
-        "count": len(data),
-        "split": config.split,
-        "seed": config.seed,
-        "probe": hashlib.sha256(data.batch(probe)["images"].tobytes()).hexdigest(),
-    }
+    pixels = {"probe": hashlib.sha256(data.batch(probe)["images"].tobytes()).hexdigest()}
+    if isinstance(data, ImageFolder):
+        return {"files": data.selection.sha256(), **pixels}
+    split = str(config.split or Split.TRAIN)
+    return {"source": config.source, "files": "", "count": len(data), "split": split, "seed": config.seed, **pixels}

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from featinv_fast.config import FeatureSpec
-from featinv_fast.features import Backbone
+from featinv_fast.features import Backbone, weights_sha256
 from featinv_fast.models import Autoencoder
 from featinv_fast.train.extractor import IMAGENET, resolved_weights
 from featinv_fast.train.settings import BackboneConfig, PerceptualConfig
@@ -39,6 +39,11 @@ class Perceptual:
         self._layers = list(layers)
         self._size = config.input_size or size
         self._mean, self._std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
+
+    @property
+    def weights_sha256(self) -> str:
+        """Of the backbone."""
+        return weights_sha256(self._model)
 
     def __call__(self, decoded: Tensor, image: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1]; gradients flow into `decoded` alone."""

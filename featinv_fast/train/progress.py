@@ -15,6 +15,7 @@ from featinv_fast.errors import TrainingError
 
 logger = logging.getLogger(__name__)
 
+CHECKPOINTS = "checkpoints"  # the folder of a run that holds them
 KEPT = 2
 _NAME = re.compile(r"step_(\d{9})\.pt")
 
@@ -58,6 +59,11 @@ def load_progress(folder: Path) -> dict[str, Any] | None:
             remedy="start again in another folder, or remove these files",
         )
     return None
+
+
+def holds_progress(folder: Path) -> bool:
+    """Whether there are checkpoints, whole or not."""
+    return bool(_found(folder))
 
 
 def _remove_old(folder: Path) -> None:

@@ -1,15 +1,11 @@
-"""What a training run is asked for: one TOML file, read into frozen data. Unknown keys are errors."""
+"""What a training run is asked for, as frozen data. `reading` makes it of a TOML file."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
-import tomllib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
-from featinv_fast.config import AutoencoderConfig, FeatureLayout, ModelConfig, Precision, from_dict
+from featinv_fast.config import AutoencoderConfig, FeatureLayout, ModelConfig, Precision
 from featinv_fast.errors import ConfigError
 
 SCENES = "scenes"  # the data source that names the synthetic world of featinv_fast.demo
@@ -28,6 +24,21 @@ class Cache(enum.StrEnum):
     NONE = "none"  # computed for every batch
     MEMORY = "memory"
     DISK = "disk"  # files in the folder `cache`, named after what they were computed from
+
+
+class Split(enum.StrEnum):
+    """A part of the data. The parts have no image in common."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+
+
+class OnUnreadable(enum.StrEnum):
+    """What becomes of a run whose folder holds images that cannot be read."""
+
+    FAIL = "fail"  # before anything is loaded, with their names
+    SKIP = "skip"  # it goes on without them and says how many there are
 
 
 class Crop(enum.StrEnum):
@@ -128,11 +139,17 @@ class TrainingConfig:
 class DataConfig:
     """Where images come from.
 
+    Keys that have no effect, such as the crop of scenes, are refused: see `effects`.
+
     Attributes:
         source: a folder of images, or "scenes" for the synthetic world.
-        count: how many images or scenes, the first ones; None is all of a folder, and the split's usual number.
-        split: of the scenes.
-        seed: of the scenes.
+        split: the part to take; None is the whole folder, and the training part of the scenes. A folder's parts are
+            drawn by `seed` from each class alike, and images of the same content stay together: see `choice`.
+        holdout: shares of a folder's images that are its validation and its test part.
+        count: how many images or scenes of that part: of a folder a sample drawn by `seed` from each class alike, and
+            the first scenes; None is all of them, and of scenes the split's usual number.
+        seed: of the scenes; of a folder's split, sample and random crops.
+        on_unreadable: what becomes of a folder's images that cannot be read.
         size: edge in pixels of the scenes, or of the squares that a folder's images become; what the backbone sees.
         crop: how a folder's images become squares.
         flips: probabilities of a horizontal and a vertical flip with random crops.
@@ -140,13 +157,34 @@ class DataConfig:
     """
 
     source: str
+    split: Split | None = None
+    holdout: tuple[float, float] = (0.1, 0.1)
     count: int | None = None
-    split: str = "train"
     seed: int = 0
+    on_unreadable: OnUnreadable = OnUnreadable.FAIL
     size: int = 288
     crop: Crop = Crop.RANDOM
     flips: tuple[float, float] = (0.5, 0.5)
     cache: Cache = Cache.NONE
+
+    def __post_init__(self) -> None:
+        wrong = {
+            name: getattr(self, name)
+            for name, sound in (
+                ("count", self.count is None or self.count >= 1),
+                ("size", self.size >= 1),
+                ("holdout", all(0 < share < 1 for share in self.holdout) and sum(self.holdout) < 1),
+                ("flips", all(0 <= probability <= 1 for probability in self.flips)),
+            )
+            if not sound
+        }
+        if wrong:
+            raise ConfigError(
+                "numbers of the data are out of range",
+                given=wrong,
+                expected="count and size from 1 on, shares of the hold-out between 0 and 1 that leave something to "
+                "train on, and probabilities of flips from 0 to 1",
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -261,6 +299,15 @@ class AutoencoderRecipe(Recipe):
     perceptual: BackboneConfig | None = None
     perceptual_layers: tuple[int, ...] = ()
     perceptual_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.perceptual is not None and not self.perceptual_layers:
+            raise ConfigError(
+                "there is nothing to compare by the backbone",
+                given="[perceptual] without perceptual_layers",
+                expected="one of its stages or more",
+                remedy="add perceptual_layers, such as [0, 1], or leave out [perceptual]",
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -387,57 +434,3 @@ class DistillRecipe(Recipe):
     huber: float = 0.001
     perceptual: PerceptualConfig | None = None
     own_path: OwnPathConfig | None = None
-
-
-RECIPES: Mapping[str, type[Recipe]] = {
-    "autoencoder": AutoencoderRecipe,
-    "backbone": BackboneRecipe,
-    "base": BaseRecipe,
-    "controlnet": ControlNetRecipe,
-    "distill": DistillRecipe,
-}
-
-
-def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
-    """Read a recipe from a TOML file.
-
-    Args:
-        path: the file; its key `recipe` says which of `RECIPES` it is.
-        changes: values that replace the file's, as in "training.steps=100".
-
-    Raises:
-        ConfigError: no such file, no TOML, an unknown recipe or key, or a value of the wrong kind.
-    """
-    path = Path(path)
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError("the recipe cannot be read", given=f"{path}: {error.strerror}", expected="a file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError("the recipe is no TOML file", given=f"{path}: {error}", expected="TOML") from None
-    for change in changes:
-        _apply(data, change)
-    name = data.get("recipe")
-    if not isinstance(name, str) or name not in RECIPES:
-        raise ConfigError("unknown recipe", given=name, expected=f"recipe = one of {', '.join(RECIPES)}")
-    recipe = from_dict(RECIPES[name], data, where=path.name)
-    if not recipe.out.endswith(".safetensors"):
-        raise ConfigError("the result has another kind of name", given=recipe.out, expected="out = '...safetensors'")
-    return recipe
-
-
-def _apply(data: dict[str, Any], change: str) -> None:
-    """Set one value. Text that is no TOML value is taken as a string: `data.source=images` needs no quotes."""
-    keys, separator, text = change.partition("=")
-    if not separator:
-        raise ConfigError("a change without a value", given=change, expected="KEY=VALUE, as in training.steps=100")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *parents, last = keys.strip().split(".")
-    for key in parents:
-        data = data.setdefault(key, {})
-        if not isinstance(data, dict):
-            raise ConfigError("a change inside of a value", given=change, expected=f"{key} to be a table")
-    data[last] = value

@@ -20,7 +20,7 @@ from featinv_fast.train.accelerator import make_accelerator
 from featinv_fast.train.average import Average, learning
 from featinv_fast.train.logs import Log, save_grid
 from featinv_fast.train.objective import Objective
-from featinv_fast.train.progress import load_progress, save_progress
+from featinv_fast.train.progress import CHECKPOINTS, load_progress, save_progress
 from featinv_fast.train.settings import RateShape, TrainingConfig
 from featinv_fast.train.workers import Workers
 
@@ -120,7 +120,7 @@ class _Run:
                     self._log(log)
                 if last or self.step % config.checkpoint_every == 0:
                     self._check_finite(losses["loss"])
-                    save_progress(self.folder / "checkpoints", self.step, self._state())
+                    save_progress(self.folder / CHECKPOINTS, self.step, self._state())
                 if config.image_every and (last or self.step % config.image_every == 0):
                     self._preview()
         if self.average is not None:
@@ -222,7 +222,7 @@ class _Run:
     @torch.no_grad()
     def _resume(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
-        state = load_progress(self.folder / "checkpoints")
+        state = load_progress(self.folder / CHECKPOINTS)
         if state is None:
             return
         differing = sorted(_differing(state["identity"], self.identity))

@@ -14,12 +14,13 @@ from featinv_fast.features import center_crop
 from featinv_fast.train import cache, data
 from featinv_fast.train.data import ImageFolder, batch_of, identity, open_data, random_square, repeats
 from featinv_fast.train.images import to_pixels, to_signed
+from featinv_fast.train.selection import select
 from featinv_fast.train.settings import Crop, DataConfig
 
 
 def test_a_folder_of_classes(pictures):
-    folder = ImageFolder(pictures, size=16, crop=Crop.CENTER)
-    assert (len(folder), folder.class_names) == (5, ("cats", "dogs"))
+    folder = ImageFolder(select(pictures), size=16, crop=Crop.CENTER)
+    assert (len(folder), folder.selection.class_names) == (5, ("cats", "dogs"))
     batch = folder.batch(np.array([4, 0, 5]))
     assert batch["labels"].tolist() == [1, 0, 0]
     assert np.array_equal(batch["images"][1], batch["images"][2])
@@ -28,17 +29,17 @@ def test_a_folder_of_classes(pictures):
 
 
 def test_images_outside_of_classes_have_no_labels(pictures):
-    assert ImageFolder(pictures / "cats", size=8).class_names == ()
-    assert "labels" not in ImageFolder(pictures / "cats", size=8).batch(np.array([0]))
-    assert len(ImageFolder(pictures, size=8, count=2)) == 2
+    folder = ImageFolder(select(pictures / "cats"), size=8)
+    assert folder.selection.class_names == ()
+    assert "labels" not in folder.batch(np.array([0]))
 
 
 def test_random_crops_follow_from_seed_and_draw(pictures):
-    folder = ImageFolder(pictures, size=16, seed=1)
+    folder = ImageFolder(select(pictures), size=16, seed=1)
     one = folder.batch(np.array([0, 1, 5]))["images"]
     assert np.array_equal(folder.batch(np.array([5, 0]))["images"], one[[2, 0]])
     assert not np.array_equal(one[0], one[2])  # the same image in the next pass
-    assert not np.array_equal(ImageFolder(pictures, size=16, seed=2).batch(np.array([0]))["images"][0], one[0])
+    assert not np.array_equal(ImageFolder(select(pictures), size=16, seed=2).batch(np.array([0]))["images"][0], one[0])
 
 
 def test_crops_have_the_areas_and_ratios_of_random_resized_crop():
@@ -78,8 +79,9 @@ def test_flips():
 
 
 def test_what_repeats_may_be_kept(pictures):
-    assert not repeats(ImageFolder(pictures, size=8))
-    assert repeats(ImageFolder(pictures, size=8, crop=Crop.CENTER))
+    images = select(pictures)
+    assert not repeats(ImageFolder(images, size=8))
+    assert repeats(ImageFolder(images, size=8, crop=Crop.CENTER))
 
 
 class Fixed:

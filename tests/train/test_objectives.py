@@ -28,6 +28,7 @@ from featinv_fast.train.diffusion import ddim_step
 from featinv_fast.train.extractor import Extractor
 from featinv_fast.train.inputs import Inputs
 from featinv_fast.train.perceptual import LatentPerceptual, Perceptual
+from featinv_fast.train.selection import select
 from featinv_fast.train.settings import (
     AutoencoderRecipe,
     BackboneConfig,
@@ -70,7 +71,7 @@ def batch(tiny_config):
 def inputs(pictures, make_model, tiny_config):
     """Latents of the pictures; the batches of these tests bring latents and features along."""
     return Inputs(
-        ImageFolder(pictures, size=16, crop=Crop.CENTER),
+        ImageFolder(select(pictures), size=16, crop=Crop.CENTER),
         DataConfig(source="pictures", crop=Crop.CENTER, size=16),
         make_model(tiny_config).autoencoder,
         image_size=16,
@@ -525,7 +526,7 @@ def test_features_are_those_of_the_backbone(name, layout, tmp_path):
 
 @pytest.mark.parametrize("kept", [Cache.MEMORY, Cache.DISK])
 def test_kept_inputs_are_the_computed_ones(pictures, make_model, tiny_config, tmp_path, kept):
-    data = ImageFolder(pictures, size=64, crop=Crop.CENTER)
+    data = ImageFolder(select(pictures), size=64, crop=Crop.CENTER)
     config = DataConfig(source="pictures", size=64, crop=Crop.CENTER)
     backbone = BackboneConfig(name="featinv_convnext", weights="random:0")
     results = []
@@ -552,7 +553,7 @@ def test_kept_inputs_are_the_computed_ones(pictures, make_model, tiny_config, tm
 def test_random_crops_cannot_be_kept(pictures, make_model, tiny_config, tmp_path):
     with pytest.raises(ConfigError, match="nothing to keep"):
         Inputs(
-            ImageFolder(pictures, size=16),
+            ImageFolder(select(pictures), size=16),
             DataConfig(source="pictures", size=16, cache=Cache.MEMORY),
             make_model(tiny_config).autoencoder,
             image_size=16,
@@ -563,7 +564,7 @@ def test_random_crops_cannot_be_kept(pictures, make_model, tiny_config, tmp_path
 
 
 def test_the_terms_of_the_autoencoder(pictures, make_model, tiny_config, tmp_path):
-    data = ImageFolder(pictures, size=64, crop=Crop.CENTER)
+    data = ImageFolder(select(pictures), size=64, crop=Crop.CENTER)
     wanted = AutoencoderRecipe(
         recipe="autoencoder",
         folder="x",

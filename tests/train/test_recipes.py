@@ -25,8 +25,9 @@ from featinv_fast.errors import ConfigError
 from featinv_fast.features import Backbone, normalise
 from featinv_fast.runtime import Runtime
 from featinv_fast.train import run
-from featinv_fast.train.assembly import RECIPE_NOTE, load_autoencoder
+from featinv_fast.train.assembly import load_autoencoder
 from featinv_fast.train.logs import read_log
+from featinv_fast.train.place import RECIPE_NOTE
 
 RECIPES = featinv_fast.demo.recipes.FOLDER
 SCENES = 4

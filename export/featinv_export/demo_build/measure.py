@@ -36,7 +36,7 @@ from featinv_fast.evaluate import (
 )
 from featinv_fast.features import Backbone
 from featinv_fast.runtime import Inversion, Runtime
-from featinv_fast.train.assembly import RECIPE_NOTE
+from featinv_fast.train.place import RECIPE_NOTE
 
 # How each engine is sampled.
 SAMPLERS = {
