@@ -6,6 +6,7 @@ object is made: from a file or by a caller.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import enum
@@ -18,6 +19,8 @@ from typing import Annotated, Any, TypeVar
 from featinv_fast.errors import ConfigError
 
 T = TypeVar("T")
+
+SHOWN = 200  # characters of a wrong value in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -314,9 +317,9 @@ def _from_plain(hint: Any, value: Any, path: str) -> Any:
             choices = [str(choice.value) for choice in hint]
             raise ConfigError(
                 f"bad value for {path}",
-                given=value,
+                given=_shown(value),
                 expected=choices,
-                remedy=f"name one of these{_meant([str(value)], choices)}",
+                remedy=f"name one of these{_meant([value] if isinstance(value, str) else [], choices)}",
             ) from None
     if origin is tuple and isinstance(value, list | tuple):
         inner = _inner_hints(args, len(value))
@@ -325,15 +328,27 @@ def _from_plain(hint: Any, value: Any, path: str) -> Any:
     if origin is dict and isinstance(value, Mapping):
         return {k: _from_plain(args[1], v, f"{path}.{k}") for k, v in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        with contextlib.suppress(OverflowError):
+            return float(value)
     if isinstance(hint, type) and isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
-        return value
-    raise ConfigError(f"bad value for {path}", given=repr(value), expected=str(hint))
+        if not isinstance(value, int) or -(2**63) <= value < 2**63:
+            return value
+        raise ConfigError(f"bad value for {path}", given=_shown(value), expected="an integer of 64 bits")
+    raise ConfigError(f"bad value for {path}", given=_shown(value), expected=str(hint))
+
+
+def _shown(value: Any) -> str:
+    """A value in a message."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write integers of thousands of digits
+        return f"{type(value).__name__} with thousands of digits"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]} ... ({len(text)} characters)"
 
 
 def _meant(given: Iterable[str], known: Iterable[str]) -> str:
     """What was probably meant, as the end of a sentence; empty where nothing known is near."""
     known = list(known)
-    near = {name: difflib.get_close_matches(name, known, n=1) for name in given}
+    near = {name: difflib.get_close_matches(name, known, n=1) for name in given if len(name) <= SHOWN}
     guesses = [f"{found[0]!r} for {name!r}" for name, found in near.items() if found]
     return f"; did you mean {', '.join(guesses)}?" if guesses else ""

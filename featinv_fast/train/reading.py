@@ -42,10 +42,10 @@ def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     """
     path = Path(path)
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = _parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError("the recipe cannot be read", given=f"{path}: {error.strerror}", expected="a file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError("the recipe is no TOML file", given=f"{path}: {error}", expected="TOML") from None
     for change in changes:
         _apply(data, change)
@@ -65,14 +65,26 @@ def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
+def _parsed(text: str) -> dict[str, Any]:
+    """The values of TOML.
+
+    Raises:
+        ValueError: it is none, or holds what Python's parser gives up on: thousands of digits, or of tables in tables.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("its values are nested too deeply") from None
+
+
 def _apply(data: dict[str, Any], change: str) -> None:
     """Set one value. Text that is no TOML value is taken as a string: `data.source=images` needs no quotes."""
     keys, separator, text = change.partition("=")
     if not separator:
         raise ConfigError("a change without a value", given=change, expected="KEY=VALUE, as in training.steps=100")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = _parsed(f"value = {text}")["value"]
+    except ValueError:
         value = text
     *parents, last = keys.strip().split(".")
     for key in parents:

@@ -83,12 +83,19 @@ def test_a_change_may_add_a_table(recipe):
         ('source = "pictures"', "", "source"),
         ('"base.safetensors"', '"base.ckpt"', "safetensors"),
         ("[model]", "[model", "no TOML"),
+        ("steps = 5", f"steps = {'[' * 3000}{']' * 3000}", "no TOML.*nested"),
+        ("steps = 5", f"steps = 1{'0' * 5000}", "no TOML.*digits"),
+        ("steps = 5", f"steps = 0x{'F' * 5000}", "training.steps.*64 bits"),
+        ("steps = 5", f"steps = 5\nlearning_rate = 1{'0' * 400}", "training.learning_rate"),
+        ('precision = "bf16"', f"precision = 0x{'F' * 5000}", "training.precision.*digits"),
+        ("steps = 5", f"steps = 5\nseed = {2**63}", "training.seed.*64 bits"),
     ],
 )
 def test_mistakes_are_named(recipe, old, new, named):
     assert old in BASE
-    with pytest.raises(ConfigError, match=named):
+    with pytest.raises(ConfigError, match=f"(?s){named}") as raised:
         read_recipe(recipe(BASE.replace(old, new)))
+    assert len(str(raised.value)) < 2000
 
 
 def test_files_and_changes_that_are_none(recipe, tmp_path):
@@ -98,3 +105,5 @@ def test_files_and_changes_that_are_none(recipe, tmp_path):
         read_recipe(recipe(), ["training.steps"])
     with pytest.raises(ConfigError, match="inside of a value"):
         read_recipe(recipe(), ["out.name=3"])
+    with pytest.raises(ConfigError, match=r"training\.steps"):
+        read_recipe(recipe(), [f"training.steps={'[' * 3000}"])

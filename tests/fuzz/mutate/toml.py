@@ -12,7 +12,7 @@ from mutate import values
 # Values that TOML alone has.
 OTHERS = (
     "1979-05-27T07:32:00Z", "1979-05-27", "07:32:00", "0xFF", "0o7", "1_000", "'''x'''", '"""\n"""', "+nan", "-inf",
-    "{}", "[[]]",
+    "{}", "[[]]", "0x" + "F" * 5000,
 )  # fmt: skip
 LINES = ("[[training]]", "a.b.c = 1", "= 1")
 

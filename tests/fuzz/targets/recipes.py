@@ -11,7 +11,7 @@ from mutate import plain, toml, values
 from target import Target
 
 import featinv_fast.demo.recipes
-from featinv_fast.train.settings import RECIPES, read_recipe
+from featinv_fast.train import read_recipe
 
 CHANGES = (
     "training.steps=0", "training.steps=1e3", "training=1", "a", "=", "=1", "a.b.c.d=1", ".=1", "training..x=2",
@@ -27,7 +27,10 @@ class Recipes(Target):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         (shipped,) = featinv_fast.demo.recipes.__path__
-        self.recipes = [tomllib.loads(path.read_text()) for path in sorted(Path(shipped).glob("*.toml"))]
+        self.recipes: list[dict[str, Any]] = [
+            tomllib.loads(path.read_text()) for path in sorted(Path(shipped).glob("*.toml"))
+        ]
+        self.names = {recipe["recipe"] for recipe in self.recipes}
 
     def mutant(self, random: Random, folder: Path) -> Path:
         """A recipe, and beside it the changes, a line each."""
@@ -49,7 +52,7 @@ class Recipes(Target):
             recipe: Any = tomllib.loads(content.decode()).get("recipe")
         except (ValueError, RecursionError):
             return None
-        return len(content) if isinstance(recipe, str) and recipe in RECIPES else None
+        return len(content) if isinstance(recipe, str) and recipe in self.names else None
 
     def run(self, path: Path) -> None:
         """Read it with its changes."""
