@@ -234,10 +234,16 @@ def _add_changes(group: Group) -> None:
     add(
         "--lora",
         type=Path,
-        metavar="FILE",
-        help="LoRA to fuse into the U-Net; an LCM-LoRA wants --sampler lcm --steps 4 too",
+        metavar="PATH",
+        help="LoRA to fuse into the U-Net, a file or PEFT's folder; an LCM-LoRA wants --sampler lcm --steps 4 too",
     )
     add("--lora-scale", type=float, metavar="S", help="factor on what the LoRA adds (default: 1)")
+    add(
+        "--lora-alpha",
+        type=_alpha,
+        metavar="A|rank",
+        help="alpha that the LoRA was trained with, for files that do not say it",
+    )
     add("--lcm-unet", type=Path, metavar="PATH", help="U-Net (diffusers layout) in place of the checkpoint's own")
 
 
@@ -246,6 +252,13 @@ def _add_defaults(group: Group) -> None:
     add("--sampler", metavar="NAME", help="sampler (default: the checkpoint's; lcm with --lcm-unet)")
     add("--steps", type=int, metavar="N", help="number of steps (default: the checkpoint's; 4 with --lcm-unet)")
     add("--guidance-scale", type=float, metavar="G", help="guidance scale (default: the checkpoint's)")
+
+
+def _alpha(text: str) -> float | str:
+    try:
+        return text if text == "rank" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'rank'") from None
 
 
 def _size(text: str) -> tuple[int, int]:

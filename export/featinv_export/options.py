@@ -35,8 +35,9 @@ class ExportOptions:
         feature_size: height and width of the feature maps in cells.
         max_batch: largest batch of one call.
         optimal_batch: the batch that kernels are tuned for.
-        lora: a LoRA file that is fused into the U-Net.
+        lora: a LoRA that is fused into the U-Net: a file, or the folder that PEFT or diffusers saved.
         lora_scale: factor on what the LoRA adds.
+        lora_alpha: the alpha it was trained with, or "rank", where it does not say so itself.
         lcm_unet: a U-Net in the diffusers layout (folder or file) in place of the checkpoint's own.
         sampler: the engine's default sampler.
         steps: the engine's default number of steps.
@@ -65,6 +66,7 @@ class ExportOptions:
     optimal_batch: int = 1
     lora: Path | None = None
     lora_scale: float = 1.0
+    lora_alpha: float | str | None = None
     lcm_unet: Path | None = None
     sampler: str | None = None
     steps: int | None = None
@@ -108,6 +110,13 @@ class ExportOptions:
         if self.lora is None and self.lora_scale != 1.0:
             raise ArgumentError(
                 "a LoRA scale without a LoRA", given=self.lora_scale, expected="a LoRA file", remedy="pass --lora FILE"
+            )
+        if self.lora is None and self.lora_alpha is not None:
+            raise ArgumentError(
+                "a LoRA's alpha without a LoRA",
+                given=self.lora_alpha,
+                expected="a LoRA file",
+                remedy="pass --lora FILE",
             )
 
     @property

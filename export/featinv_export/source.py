@@ -12,7 +12,7 @@ from torch import Tensor
 from featinv_export.options import ExportOptions
 from featinv_fast import samplers
 from featinv_fast.checkpoints import Checkpoint, fuse_lora, load, replace_unet
-from featinv_fast.checkpoints.reader import INDEX_SUFFIX, read_json
+from featinv_fast.checkpoints.reader import is_index, shard_files
 from featinv_fast.config import FeatureSpec, SamplingConfig
 from featinv_fast.engine import PromptInfo, SourceInfo
 from featinv_fast.engine.files import hash_files
@@ -49,7 +49,7 @@ def read_checkpoint(options: ExportOptions) -> Checkpoint:
         sampling = dataclasses.replace(checkpoint.sampling, sampler="lcm", steps=LCM_STEPS)
         checkpoint = dataclasses.replace(checkpoint, sampling=sampling)
     if options.lora is not None:
-        checkpoint = fuse_lora(checkpoint, options.lora, scale=options.lora_scale)
+        checkpoint = fuse_lora(checkpoint, options.lora, scale=options.lora_scale, alpha=options.lora_alpha)
     return dataclasses.replace(
         checkpoint,
         features=feature_spec(checkpoint.features, options),
@@ -178,6 +178,6 @@ def _file_names(path: Path) -> list[str]:
     """The files of a checkpoint, relative to its folder."""
     if path.is_dir():
         return sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-    if path.name.endswith(INDEX_SUFFIX):
-        return sorted({path.name, *read_json(path)["weight_map"].values()})
+    if is_index(path):
+        return sorted({path.name, *shard_files(path)})
     return [path.name]

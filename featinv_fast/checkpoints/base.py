@@ -13,13 +13,16 @@ from pathlib import Path
 from torch import Tensor
 
 from featinv_fast.checkpoints import metadata as statements
-from featinv_fast.checkpoints.folder import read_component
+from featinv_fast.checkpoints.folder import entries, read_component, read_scheduler
 from featinv_fast.checkpoints.infer import FEATURES, infer_config
-from featinv_fast.checkpoints.known import refuse_wrapped, resemblance
+from featinv_fast.checkpoints.known import resemblance
 from featinv_fast.checkpoints.layouts import named_layout
+from featinv_fast.checkpoints.listing import listed
 from featinv_fast.checkpoints.loading import check_extras, check_numbers, extra_shapes, take_extras, with_tokens
-from featinv_fast.checkpoints.reader import Raw, read_file, read_json
-from featinv_fast.checkpoints.recipe import LISTED, Recipe
+from featinv_fast.checkpoints.reader import Raw, read_file
+from featinv_fast.checkpoints.recipe import Recipe
+from featinv_fast.checkpoints.training import check_training
+from featinv_fast.checkpoints.wrappers import unwrapped
 from featinv_fast.checkpoints.writer import replacing, write_safetensors
 from featinv_fast.config import FeatureSpec, ModelConfig, SamplingConfig
 from featinv_fast.errors import CheckpointMismatchError, CheckpointNotFoundError
@@ -79,7 +82,10 @@ def load_base(path: str | os.PathLike[str]) -> BaseModel:
             remedy="check the path",
         )
     raw = _read_folder(path) if path.is_dir() else read_file(path)
-    layout = named_layout(_recognise(raw.tensors))
+    tensors = unwrapped(raw.tensors, SIGNATURES.values())
+    layout = named_layout(_recognise(tensors))
+    raw = dataclasses.replace(raw, tensors=layout.renamed(tensors))
+    check_training(raw)
     extras = extra_shapes(layout, raw.tensors)
     shapes = {name: tuple(tensor.shape) for name, tensor in raw.tensors.items()}
     official = ModelConfig()
@@ -144,17 +150,15 @@ def save_base(
 
 def _recognise(keys: Collection[str]) -> str:
     """The name of the layout of a base model with these tensor names."""
-    refuse_wrapped(keys)
     matching = [
         name
         for name, prefixes in SIGNATURES.items()
         if all(any(key.startswith(prefix) for key in keys) for prefix in prefixes)
     ]
     if not matching or any(key.startswith(CONTROL) for key in keys):
-        shown = ", ".join(sorted(keys)[:LISTED])
         raise CheckpointMismatchError(
             f"this is not a base model but {resemblance(keys)}",
-            given=f"{len(keys)} tensors: {shown}{', ...' if len(keys) > LISTED else ''}",
+            given=f"{len(keys)} tensors: {listed(keys)}",
             expected=f"U-Net and autoencoder together, without a ControlNet, as {', '.join(SIGNATURES)}",
             remedy="give the Stable-Diffusion-1.x checkpoint that the training is to start from",
         )
@@ -168,15 +172,13 @@ def _read_folder(path: Path) -> Raw:
     if missing or (path / "controlnet").is_dir():
         raise CheckpointMismatchError(
             "this folder is not a base model in the diffusers layout",
-            given=f"{path} with {', '.join(sorted(entry.name for entry in path.iterdir())[:20]) or 'nothing in it'}",
+            given=f"{path} with {listed(entries(path)) or 'nothing in it'}",
             expected="unet/ and vae/, perhaps text_encoder/, and no controlnet/",
             remedy="give the folder of a Stable-Diffusion-1.x pipeline",
         )
     parts = [read_component(path / name, name) for name in present]
-    scheduler = path / "scheduler" / "scheduler_config.json"
     return Raw(
         {name: tensor for part in parts for name, tensor in part.tensors.items()},
         {},
-        {name: config for part in parts for name, config in part.configs.items()}
-        | ({"scheduler": read_json(scheduler)} if scheduler.is_file() else {}),
+        {name: config for part in parts for name, config in part.configs.items()} | read_scheduler(path),
     )

@@ -21,7 +21,7 @@ HARMLESS = {
     "controlnet": {"sample_size", "dropout", "addition_embed_type_num_heads"},
     "vae": {"sample_size", "force_upcast"},
 }
-# Published with `scheduler/`; what it says of the training must hold, how it samples is ours to choose.
+# Published with `scheduler/`; `training` reads what it says there.
 SCHEDULER: Config = {
     "_class_name": "DDIMScheduler",
     "beta_start": 0.00085,
@@ -34,7 +34,6 @@ SCHEDULER: Config = {
     "steps_offset": 1,
     "timestep_spacing": "leading",
 }
-TRAINING = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "prediction_type")
 
 
 def component_configs(config: ModelConfig) -> dict[str, Config]:
@@ -173,10 +172,6 @@ def check(config: ModelConfig, raw: Raw) -> None:
     """
     for component, expected in component_configs(config).items():
         check_component(component, raw.configs.get(component, {}), expected)
-    scheduler = raw.configs.get("scheduler", {})
-    for key in TRAINING:
-        if key in scheduler and scheduler[key] != SCHEDULER[key]:
-            raise _contradiction("scheduler", key, scheduler[key], SCHEDULER[key])
     model_type = raw.configs.get("text_encoder", {}).get("model_type", "clip_text_model")
     if model_type != "clip_text_model":
         raise _contradiction("text_encoder", "model_type", model_type, "clip_text_model")

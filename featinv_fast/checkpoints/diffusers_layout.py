@@ -19,7 +19,7 @@ from torch import Tensor
 
 from featinv_fast.checkpoints.architecture import TEXT_ENCODER, Shape, Shapes
 from featinv_fast.checkpoints.diffusers_configs import check, complete
-from featinv_fast.checkpoints.ldm import CONTEXT, TRANSFORMER
+from featinv_fast.checkpoints.ldm import CLIP_HEAD, CONTEXT, TRANSFORMER
 from featinv_fast.checkpoints.recipe import Layout, nested
 from featinv_fast.config import ModelConfig
 
@@ -170,7 +170,10 @@ LAYOUT = Layout(
     landmarks=_landmarks,
     modules=_modules,
     text_encoder=TEXT_ENCODER,
-    ignored=((r"text_encoder\.embeddings\.position_ids", "positions 0, 1, 2, ..."),),
+    ignored=(
+        (r"text_encoder\.embeddings\.position_ids", "positions 0, 1, 2, ..."),
+        (r"text_encoder\.text_projection\.weight", CLIP_HEAD),
+    ),
     constants=identity_embedding,
     complete=complete,
     check=check,

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from featinv_fast.checkpoints.known import resemblance
-from featinv_fast.checkpoints.reader import Raw, read_file, read_json
+from featinv_fast.checkpoints.listing import listed
+from featinv_fast.checkpoints.reader import SCHEDULER, Raw, read_file, read_json
+from featinv_fast.checkpoints.wrappers import renamed, unwrapped
 from featinv_fast.errors import CheckpointError, CheckpointMismatchError
 
 COMPONENTS = ("unet", "controlnet", "vae", "text_encoder", "condition_encoder")
 REQUIRED = ("unet", "controlnet", "vae", "condition_encoder")
-# In the order of preference: the formats that cannot hold code come first.
-WEIGHTS = tuple(
-    stem + suffix
-    for suffix in (".safetensors", ".safetensors.index.json", ".bin")
-    for stem in ("diffusion_pytorch_model", "model", "pytorch_model")
+STEMS = "diffusion_pytorch_model|model|pytorch_model"
+# In the order of preference: the formats that cannot hold code come first. A variant is what the weights are stored
+# as or which of them they are, "fp16" or "non_ema".
+WEIGHTS = (
+    rf"({STEMS})(?:\.(?P<variant>\w+))?\.safetensors",
+    rf"({STEMS})\.safetensors\.index(?:\.(?P<variant>\w+))?\.json",
+    rf"({STEMS})\.(?P<variant>\w+)\.safetensors\.index\.json",
+    rf"({STEMS})(?:\.(?P<variant>\w+))?\.bin",
+    rf"({STEMS})\.bin\.index(?:\.(?P<variant>\w+))?\.json",
+    rf"({STEMS})\.(?P<variant>\w+)\.bin\.index\.json",
 )
 # Names that older versions of diffusers (VAE attention) and transformers (prefix) gave to the same tensors.
 OLDER_NAMES = {
@@ -48,17 +56,16 @@ def read_folder(path: Path) -> Raw:
     if missing:
         raise CheckpointMismatchError(
             f"this folder is not a FeatInv checkpoint but {resemblance(f'{name}.' for name in present)}",
-            given=f"{path} with {', '.join(sorted(entry.name for entry in path.iterdir())[:20]) or 'nothing in it'}",
+            given=f"{path} with {listed(entries(path)) or 'nothing in it'}",
             expected=f"a folder with {', '.join(REQUIRED)}; missing: {', '.join(missing)}",
             remedy="give a checkpoint file, or a folder that `featinv convert --to diffusers` wrote",
         )
     parts = {name: read_component(path / name, name) for name in present}
-    scheduler = path / "scheduler" / "scheduler_config.json"
-    configs = {name: part.configs[name] for name, part in parts.items()}
+    configs = {name: config for part in parts.values() for name, config in part.configs.items()}
     return Raw(
         {name: tensor for part in parts.values() for name, tensor in part.tensors.items()},
         parts["condition_encoder"].metadata,
-        configs | ({"scheduler": read_json(scheduler)} if scheduler.is_file() else {}),
+        configs | read_scheduler(path),
     )
 
 
@@ -68,21 +75,64 @@ def read_component(path: Path, component: str) -> Raw:
     Raises:
         CheckpointError: there is no file of weights.
     """
-    weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
+    raw = read_file(_weights(path, component))
+    config = path / "config.json"
+    return Raw(
+        renamed(
+            tensors := unwrapped(raw.tensors),
+            {name: _prefixed(component, name) for name in tensors},
+        ),
+        raw.metadata,
+        raw.configs | {component: read_json(config) if config.is_file() else {}},
+    )
+
+
+def read_scheduler(path: Path) -> dict[str, dict[str, Any]]:
+    """The scheduler's configuration in the folder of a pipeline, under "scheduler"; empty if there is none."""
+    scheduler = path / "scheduler" / "scheduler_config.json"
+    return {SCHEDULER: read_json(scheduler)} if scheduler.is_file() else {}
+
+
+def _weights(path: Path, component: str) -> Path:
+    """The file of a component's weights: the one of no variant, or the only variant."""
+    names = entries(path)
+    matches = [match for pattern in WEIGHTS for name in names if (match := re.fullmatch(pattern, name))]
+    variants = {match.groupdict().get("variant") for match in matches}
+    if len(variants) > 1 and None not in variants:
+        raise CheckpointError(
+            f"several variants of the component '{component}'",
+            given=f"{path} with {listed(match[0] for match in matches)}",
+            expected="the weights in full precision, or one variant",
+            remedy="move away the variants that are not to be used",
+        )
+    chosen = None if None in variants else next(iter(variants), None)
+    weights = next((match[0] for match in matches if match.groupdict().get("variant") == chosen), None)
     if weights is None:
         raise CheckpointError(
             f"no weights of the component '{component}'",
-            given=f"{path} with {', '.join(sorted(entry.name for entry in path.iterdir())[:20]) or 'nothing in it'}",
-            expected=f"one of {', '.join(WEIGHTS)}",
-            remedy="copy the folder again, with the files of full precision",
+            given=f"{path} with {listed(names) or 'nothing in it'}",
+            expected="model.safetensors or diffusion_pytorch_model.safetensors, also of a variant (.fp16.safetensors), "
+            "with the index of shards, or as .bin",
+            remedy="copy the folder again, with its weights",
         )
-    raw = read_file(weights)
-    config = path / "config.json"
-    return Raw(
-        {_prefixed(component, name): tensor for name, tensor in raw.tensors.items()},
-        raw.metadata,
-        {component: read_json(config) if config.is_file() else {}},
-    )
+    return path / weights
+
+
+def entries(path: Path) -> list[str]:
+    """The names in a folder, in order.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        return sorted(entry.name for entry in path.iterdir())
+    except OSError as error:
+        raise CheckpointError(
+            f"the folder cannot be read: {error.strerror or error}",
+            given=path,
+            expected="a readable folder",
+            remedy="check the path and its permissions",
+        ) from error
 
 
 def _prefixed(component: str, name: str) -> str:

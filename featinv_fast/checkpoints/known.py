@@ -1,15 +1,10 @@
-"""Which known kind of checkpoint a set of tensor names resembles, for error messages and refusals."""
+"""Which known kind of checkpoint a set of tensor names resembles, for error messages."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 from collections.abc import Iterable
-
-from featinv_fast.errors import CheckpointMismatchError
-
-# Names that training tools put around a model's own.
-WRAPPERS = ("module.", "_orig_mod.", "ema_model.", "ema.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,21 +46,3 @@ def resemblance(keys: Iterable[str]) -> str:
         if all(any(re.match(pattern, key) for key in keys) for pattern in kind.patterns):
             return kind.name
     return "no known layout"
-
-
-def refuse_wrapped(keys: Iterable[str]) -> None:
-    """Name the prefix that a training tool put before or into the tensor names.
-
-    Raises:
-        CheckpointMismatchError: there is such a prefix, and the names without it are of a known kind.
-    """
-    keys = list(keys)
-    for wrapper in WRAPPERS:
-        inner = [key.replace(wrapper, "") for key in keys if re.match(rf"(.*\.)?{re.escape(wrapper)}", key)]
-        if inner and resemblance(inner) != "no known layout":
-            raise CheckpointMismatchError(
-                f"the tensor names carry the prefix '{wrapper}' of a training tool",
-                given=f"{len(inner)} of {len(keys)} names, such as {next(k for k in keys if wrapper in k)}",
-                expected=f"names without it: then this is {resemblance(inner)}",
-                remedy=f"save the inner model's state dict, or strip '{wrapper}' from the names",
-            )

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from featinv_fast.checkpoints import diffusers_layout
 from featinv_fast.checkpoints.diffusers_configs import check_component, component_configs
-from featinv_fast.checkpoints.folder import read_component
+from featinv_fast.checkpoints.folder import read_component, read_scheduler
 from featinv_fast.checkpoints.loading import Checkpoint
 from featinv_fast.checkpoints.reader import Raw, read_file
 from featinv_fast.checkpoints.recipe import Recipe
+from featinv_fast.checkpoints.training import check_training
+from featinv_fast.checkpoints.wrappers import unwrapped
 
 UNET = "denoiser.unet."
 GUIDANCE = "unet.time_embedding.cond_proj.weight"
@@ -31,6 +33,7 @@ def replace_unet(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Checkp
     """
     path = Path(path)
     raw = _read(path)
+    check_training(raw)
     guidance = raw.tensors[GUIDANCE].shape[-1] if GUIDANCE in raw.tensors else 0
     config = dataclasses.replace(checkpoint.config, guidance_embedding_channels=guidance)
     check_component("unet", raw.configs.get("unet", {}), component_configs(config)["unet"])
@@ -47,6 +50,9 @@ def replace_unet(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Checkp
 
 def _read(path: Path) -> Raw:
     if path.is_dir():
-        return read_component(path / "unet" if (path / "unet").is_dir() else path, "unet")
+        pipeline = path if (path / "unet").is_dir() else path.parent if path.name == "unet" else None
+        raw = read_component(path / "unet" if pipeline == path else path, "unet")
+        configs = {} if pipeline is None else read_scheduler(pipeline)
+        return dataclasses.replace(raw, configs=raw.configs | configs)
     raw = read_file(path)
-    return Raw({f"unet.{name}": tensor for name, tensor in raw.tensors.items()}, raw.metadata)
+    return dataclasses.replace(raw, tensors={f"unet.{name}": t for name, t in unwrapped(raw.tensors).items()})

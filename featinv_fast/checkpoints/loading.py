@@ -14,9 +14,11 @@ from featinv_fast.checkpoints import metadata as statements
 from featinv_fast.checkpoints.architecture import PROMPTS, TEXT_ENCODER, Shape, Shapes, text_encoder_shapes
 from featinv_fast.checkpoints.folder import read_folder
 from featinv_fast.checkpoints.infer import infer_config
-from featinv_fast.checkpoints.layouts import recognise
+from featinv_fast.checkpoints.layouts import recognise, signatures
 from featinv_fast.checkpoints.reader import read_file
 from featinv_fast.checkpoints.recipe import Layout, Recipe
+from featinv_fast.checkpoints.training import check_training
+from featinv_fast.checkpoints.wrappers import unwrapped
 from featinv_fast.config import FeatureSpec, ModelConfig, SamplingConfig
 from featinv_fast.errors import CheckpointMismatchError, CheckpointNotFoundError
 
@@ -84,7 +86,10 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
             remedy="check the path",
         )
     raw = read_folder(path) if path.is_dir() else read_file(path)
-    layout = recognise(raw.tensors)
+    tensors = unwrapped(raw.tensors, signatures())
+    layout = recognise(tensors)
+    raw = dataclasses.replace(raw, tensors=layout.renamed(tensors))
+    check_training(raw)
     extras = extra_shapes(layout, raw.tensors)
     inferred = infer_config(layout, {name: tuple(tensor.shape) for name, tensor in raw.tensors.items()})
     stated = statements.parse(raw.metadata, layout.complete(with_tokens(inferred, extras), raw))

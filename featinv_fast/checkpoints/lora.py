@@ -1,162 +1,144 @@
 """Fusing LoRA files (arXiv 2106.09685) into the U-Net: the way LCM-LoRA (arXiv 2311.05556) makes few steps suffice.
 
-A layer's weight W becomes W + scale * alpha / rank * up @ down. Three spellings of the names are read, for example
-
-- `lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight`, `.lora_up.weight`, `.alpha` (kohya)
-- `unet.down_blocks.0.attentions.0.proj_in.lora_A.weight`, `.lora_B.weight` (diffusers, peft)
-- `unet.down_blocks.0. ... .attn1.processor.to_q_lora.down.weight`, `.up.weight` (older diffusers)
+A layer's weight W becomes W + scale * factor * up @ down; `lora_names` tells the layers, `lora_strength` the factors.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import logging
+import math
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from featinv_fast.checkpoints.diffusers_layout import unet_modules
-from featinv_fast.checkpoints.known import resemblance
+from featinv_fast.checkpoints.folder import entries
+from featinv_fast.checkpoints.listing import listed
 from featinv_fast.checkpoints.loading import Checkpoint
-from featinv_fast.checkpoints.reader import read_file
-from featinv_fast.checkpoints.recipe import LISTED
-from featinv_fast.errors import CheckpointMismatchError
+from featinv_fast.checkpoints.lora_names import TEXT_ENCODER, UNET, Layer, layers_of, mismatch
+from featinv_fast.checkpoints.lora_strength import PEFT_METADATA, config_beside, read_strength
+from featinv_fast.checkpoints.reader import Raw, read_file, read_json
+from featinv_fast.checkpoints.recipe import FLOATS
+from featinv_fast.checkpoints.training import check_metadata
+from featinv_fast.checkpoints.values import check_finite
+from featinv_fast.checkpoints.wrappers import unwrapped
+from featinv_fast.errors import ArgumentError, CheckpointError
 
-PARTS = {
-    "lora_down.weight": "down",
-    "lora_up.weight": "up",
-    "alpha": "alpha",
-    "lora_A.weight": "down",
-    "lora_B.weight": "up",
-    "lora.down.weight": "down",
-    "lora.up.weight": "up",
-}
-OLD_PROCESSOR = re.compile(r"(.*)\.processor\.(to_q|to_k|to_v|to_out)_lora\.(down|up)\.weight")
-# What tools put before the U-Net's own names.
-PREFIXES = ("unet.", "base_model.model.", "lora_unet_")
+logger = logging.getLogger(__name__)
+
+# What a folder's adapter is called: by PEFT, and by diffusers.
+STEMS = ("adapter_model", "pytorch_lora_weights")
+SUFFIXES = (".safetensors", ".bin")
 
 
-def fuse_lora(checkpoint: Checkpoint, path: str | os.PathLike[str], *, scale: float = 1.0) -> Checkpoint:
+def fuse_lora(
+    checkpoint: Checkpoint, path: str | os.PathLike[str], *, scale: float = 1.0, alpha: float | str | None = None
+) -> Checkpoint:
     """A checkpoint whose U-Net has the LoRA of `path` added to its weights, in fp32 and back to their dtype.
 
-    The ControlNet is left as it is: LoRAs are trained on the U-Net.
+    The ControlNet is left as it is: LoRAs are trained on the U-Net, some on the text encoder as well. That part is
+    added to the checkpoint's text encoder; stored prompts stay as they are, and the note of the adaptation says so.
 
     Args:
         checkpoint: it is not changed.
-        path: a `.safetensors` file (or a pickle of tensors).
+        path: a `.safetensors` file (or a pickle of tensors), or the folder that PEFT or diffusers saved.
         scale: factor on what the LoRA adds.
+        alpha: the alpha it was trained with, where neither the file nor an `adapter_config.json` beside it says so;
+            "rank" is the rank of each layer.
 
     Raises:
+        ArgumentError: `scale` or `alpha` is not finite, or an alpha is given where the file states its own.
         CheckpointError: the file cannot be read, see `reader.read_file`.
-        CheckpointMismatchError: a key of the file fits no layer of the U-Net, or a layer's tensors are not complete.
+        CheckpointCorruptError: a value is not finite, in the file or in the sum.
+        CheckpointMismatchError: a tensor fits no layer of the model, a layer's tensors are not complete, nothing says
+            how strong it is, or it is an adapter of another kind.
     """
+    if not math.isfinite(scale):
+        raise ArgumentError("the LoRA's scale is not finite", given=scale, expected="a finite number")
     path = Path(path)
-    raw = read_file(path)
-    alphas = _adapter_alpha(raw.metadata)
-    layers = _collect(checkpoint, raw.tensors)
-    tensors = dict(checkpoint.tensors)
-    wrong = []
-    for module, parts in layers.items():
-        name = f"{module}.weight"
-        if _fits(tensors[name], parts):
-            tensors[name] = _fused(tensors[name], parts, alphas, scale)
-        else:
-            wrong.append(f"{module} ({', '.join(f'{part} {list(t.shape)}' for part, t in sorted(parts.items()))})")
+    file = _weights(path)
+    raw = read_file(file)
+    check_metadata(raw.metadata)
+    strength = read_strength(raw.metadata, _config(file, raw), alpha)
+    layers = layers_of(checkpoint, unwrapped(raw.tensors))
+    weights = {UNET: dict(checkpoint.tensors), TEXT_ENCODER: dict(checkpoint.text_encoder)}
+    served = [layer for layer in layers if layer.component == UNET or checkpoint.text_encoder]
+    wrong = [layer for layer in layers if not _fits(layer, weights[layer.component].get(layer.weight))]
     if wrong:
-        raise _mismatch(wrong, raw.tensors, "an up and a down matrix of the layer's size, and perhaps one alpha, each")
-    note = f"LoRA {path.name} fused into {len(layers)} layers of the U-Net with scale {scale:g}"
-    return dataclasses.replace(checkpoint, tensors=tensors, adaptations=(*checkpoint.adaptations, note))
+        raise mismatch([str(layer) for layer in wrong], raw.tensors)
+    check_finite(raw.tensors)
+    factors = dict(zip(map(id, layers), strength.factors(layers), strict=True))
+    changed: dict[str, dict[str, Tensor]] = {UNET: {}, TEXT_ENCODER: {}}
+    for layer in served:
+        weight = weights[layer.component][layer.weight]
+        changed[layer.component][layer.weight] = _fused(weight, layer.parts, scale * factors[id(layer)])
+    check_finite(changed[UNET] | changed[TEXT_ENCODER])
+    return dataclasses.replace(
+        checkpoint,
+        tensors=weights[UNET] | changed[UNET],
+        text_encoder=weights[TEXT_ENCODER] | changed[TEXT_ENCODER],
+        adaptations=(*checkpoint.adaptations, _note(checkpoint, path, layers, scale)),
+    )
 
 
-def _collect(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The LoRA's tensors by our module names and by part ("down", "up", "alpha")."""
-    modules = {}
-    for ours, theirs in unet_modules(checkpoint.config).items():
-        if f"{ours}.weight" in checkpoint.tensors:
-            plain = theirs.removeprefix("unet.")
-            modules[plain] = modules[plain.replace(".", "_")] = ours
-    layers: dict[str, dict[str, Tensor]] = {}
-    unused = []
-    for key, tensor in tensors.items():
-        module, part = _parse(key)
-        if module in modules and part not in layers.setdefault(modules[module], {}):
-            layers[modules[module]][part] = tensor
-        else:
-            unused.append(key)
-    if unused or not layers:
-        raise _mismatch(
-            unused, tensors, "LoRA matrices of this U-Net's layers alone, under kohya's or diffusers' names"
+def _weights(path: Path) -> Path:
+    """The file of weights: `path` itself, or the one in the folder of an adapter."""
+    if not path.is_dir():
+        return path
+    found = [path / (stem + suffix) for stem in STEMS for suffix in SUFFIXES if (path / (stem + suffix)).is_file()]
+    if not found:
+        raise CheckpointError(
+            "this folder holds no LoRA",
+            given=f"{path} with {listed(entries(path)) or 'nothing in it'}",
+            expected=f"{' or '.join(STEMS)} with the ending {' or '.join(SUFFIXES)}",
+            remedy="name the file of weights itself",
         )
-    return layers
+    return found[0]
 
 
-def _parse(key: str) -> tuple[str, str]:
-    """Module (in diffusers' spelling, with dots or underscores) and part of a key; empty if it is no LoRA key."""
-    for prefix in PREFIXES:
-        key = key.removeprefix(prefix)
-    if match := OLD_PROCESSOR.fullmatch(key):
-        projection = "to_out.0" if match[2] == "to_out" else match[2]
-        return f"{match[1]}.{projection}", match[3]
-    for suffix, part in PARTS.items():
-        if key.endswith(f".{suffix}"):
-            return key.removesuffix(f".{suffix}"), part
-    return "", ""
+def _config(file: Path, raw: Raw) -> dict[str, object] | None:
+    """PEFT's configuration beside the weights; only files of PEFT's name or without any statement need one."""
+    beside = config_beside(file)
+    tells = PEFT_METADATA in raw.metadata or any(name.endswith(".alpha") for name in raw.tensors)
+    if not beside.is_file() or (tells and file.stem not in STEMS):
+        return None
+    return read_json(beside)
 
 
-def _adapter_alpha(metadata: Mapping[str, str]) -> float | None:
-    """The alpha of all layers from diffusers' adapter metadata; None where there is none (alpha is then the rank).
-
-    Raises:
-        CheckpointMismatchError: the adapter is of a kind whose weights do not just add up so.
-    """
-    try:
-        options: dict[str, Any] = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-        options = {key.removeprefix("unet."): value for key, value in options.items()}
-        alpha = options.get("lora_alpha")
-        unsupported = [key for key in ("use_dora", "use_rslora", "alpha_pattern", "lora_bias") if options.get(key)]
-        if not unsupported:
-            return None if alpha is None else float(alpha)
-    except (ValueError, TypeError, AttributeError) as error:
-        unsupported = [f"metadata that are not readable: {error}"]
-    raise CheckpointMismatchError(
-        "this kind of LoRA cannot be fused", given=", ".join(unsupported), expected="a plain LoRA with one alpha"
-    )
-
-
-def _fits(weight: Tensor, parts: Mapping[str, Tensor]) -> bool:
+def _fits(layer: Layer, weight: Tensor | None) -> bool:
     """Whether `up` [out, rank(, 1, 1)] and `down` [rank, in(, k, k)] make a weight [out, in(, k, k)]."""
-    if not {"up", "down"} <= set(parts) <= {"up", "down", "alpha"}:
+    if not {"up", "down"} <= set(layer.parts) <= {"up", "down", "alpha"}:
         return False
-    up, down = parts["up"], parts["down"]
-    rank = down.shape[0]
-    return (
-        min(up.ndim, down.ndim) >= 2
-        and up.flatten(1).shape == (weight.shape[0], rank)
-        and down.flatten(1).shape == (rank, weight.flatten(1).shape[1])
-        and parts.get("alpha", weight.new_zeros(())).numel() == 1
-    )
+    if any(tensor.dtype not in FLOATS for part, tensor in layer.parts.items() if part != "alpha"):
+        return False
+    up, down = layer.parts["up"], layer.parts["down"]
+    if min(up.ndim, down.ndim) < 2 or not down.shape[0] or up.flatten(1).shape[1] != down.shape[0]:
+        return False
+    alpha = layer.parts.get("alpha")
+    if alpha is not None and (alpha.numel() != 1 or alpha.is_complex()):
+        return False
+    return weight is None or (up.shape[0], down.flatten(1).shape[1]) == tuple(weight.flatten(1).shape)
 
 
-def _fused(weight: Tensor, parts: Mapping[str, Tensor], alpha: float | None, scale: float) -> Tensor:
+def _fused(weight: Tensor, parts: Mapping[str, Tensor], factor: float) -> Tensor:
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    rank = parts["down"].shape[0]
-    if "alpha" in parts:
-        alpha = parts["alpha"].item()
-    factor = scale * (1.0 if alpha is None else alpha / rank)
     delta = parts["up"].to(dtype).flatten(1) @ parts["down"].to(dtype).flatten(1)  # [out, in * k * k]
     return (weight.to(dtype) + factor * delta.view_as(weight)).to(weight.dtype)
 
 
-def _mismatch(names: list[str], tensors: Mapping[str, Tensor], expected: str) -> CheckpointMismatchError:
-    shown = ", ".join(sorted(names)[:LISTED]) + (", ..." if len(names) > LISTED else "")
-    return CheckpointMismatchError(
-        "the LoRA does not fit the checkpoint's U-Net",
-        given=f"{len(names)} of {len(tensors)} keys or layers do not fit: {shown}; these are {resemblance(tensors)}",
-        expected=expected,
-        remedy="use a LoRA that was trained on Stable Diffusion 1",
-    )
+def _note(checkpoint: Checkpoint, path: Path, layers: list[Layer], scale: float) -> str:
+    """What was done, for the engine's notes; what could not be done is also logged."""
+    texts = sum(layer.component == TEXT_ENCODER for layer in layers)
+    note = f"LoRA {path.name} fused into {len(layers) - texts} layers of the U-Net"
+    if texts and checkpoint.text_encoder:
+        note += f" and {texts} of the text encoder"
+    note += f" with scale {scale:g}"
+    stored = any(prompt is not None for prompt in checkpoint.prompts.values())
+    if texts and (stored or not checkpoint.text_encoder):
+        left = f"its {texts} layers of the text encoder do not reach the stored prompts"
+        logger.warning("%s: %s", path.name, left)
+        note += f"; {left}"
+    return note

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import pickle  # for its exception; nothing is unpickled with it
 import re
-import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from featinv_fast.checkpoints.header import check_header, is_pickle
-from featinv_fast.errors import CheckpointCorruptError, CheckpointError, CheckpointMismatchError, CheckpointUnsafeError
+from featinv_fast.checkpoints.header import check_header
+from featinv_fast.checkpoints.listing import listed, short
+from featinv_fast.checkpoints.pickles import read_pickle
+from featinv_fast.checkpoints.strict_json import parse_json
+from featinv_fast.checkpoints.yaml_numbers import read_model_params
+from featinv_fast.errors import CheckpointCorruptError, CheckpointError, CheckpointUnsafeError
 
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
-INDEX_SUFFIX = ".safetensors.index.json"
+INDEX = re.compile(r".*\.(safetensors|bin)\.index(\.\w+)?\.json")
 LARGEST_JSON = 20_000_000
+# Of `Raw.configs`: what says how a checkpoint was trained.
+SCHEDULER, HYPER_PARAMETERS, YAML = "scheduler", "hyper_parameters", "yaml"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Raw:
     Attributes:
         tensors: views of memory-mapped files where the format allows it.
         metadata: of the safetensors file.
-        configs: of a folder, its components' `config.json`.
+        configs: of a folder, its components' `config.json` and "scheduler"; of a file, Lightning's "hyper_parameters"
+            and the numbers of the "yaml" beside it.
     """
 
     tensors: dict[str, Tensor]
@@ -41,7 +43,7 @@ class Raw:
 def read_file(path: Path) -> Raw:
     """Read a `.safetensors` file, the index of a sharded one, or a `.ckpt .pt .pth .bin` pickle of tensors.
 
-    A pickle's tensors may lie under `state_dict` (Lightning), beside optimizer states that are not read.
+    Of a `.yaml` with the same name beside it, the numbers below `model: params:` are read.
 
     Raises:
         CheckpointError: there is no such file, it cannot be read, or its name says nothing about its format.
@@ -50,18 +52,18 @@ def read_file(path: Path) -> Raw:
         CheckpointMismatchError: it holds no tensors, or other things between them.
     """
     try:
-        if path.name.endswith(INDEX_SUFFIX):
+        if is_index(path):
             return _read_shards(path)
-        if path.suffix == ".safetensors":
-            return _read_safetensors(path)
-        if path.suffix in PICKLE_SUFFIXES:
-            return _read_pickle(path)
+        if path.suffix == ".safetensors" or path.suffix in PICKLE_SUFFIXES:
+            raw, beside = _read_single(path), path.with_suffix(".yaml")
+            return Raw(raw.tensors, raw.metadata, raw.configs | _model_params(beside))
     except OSError as error:
         raise _unreadable(path, error) from error
     raise CheckpointError(
         "the file's name does not say how it is to be read",
         given=path,
-        expected=f"a name that ends in .safetensors, {INDEX_SUFFIX}, {', '.join(PICKLE_SUFFIXES)}, or a folder",
+        expected="a folder, or a name that ends in .safetensors, .safetensors.index.json, "
+        f"{', '.join(PICKLE_SUFFIXES)}",
         remedy="rename the file by its format",
     )
 
@@ -76,14 +78,14 @@ def read_json(path: Path) -> dict[str, Any]:
     reason = f"more than {LARGEST_JSON} bytes"
     try:
         if path.stat().st_size <= LARGEST_JSON:
-            content = json.loads(path.read_bytes())
+            content = parse_json(path.read_bytes())
             if isinstance(content, dict):
                 return content
             reason = "not an object"
     except OSError as error:
         raise _unreadable(path, error) from error
-    except (ValueError, RecursionError) as error:
-        reason = str(error)
+    except ValueError as error:
+        reason = short(error)
     raise CheckpointCorruptError(
         f"{path.name} is damaged: {reason}", given=path, expected="a JSON object", remedy="copy the file again"
     )
@@ -105,96 +107,77 @@ def _read_safetensors(path: Path) -> Raw:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
             return Raw({name: file.get_tensor(name) for name in names}, file.metadata() or {})
-    except SafetensorError as error:
-        raise CheckpointCorruptError(f"{path.name} is damaged: {error}", given=path) from error
+    except (SafetensorError, RuntimeError, ValueError, TypeError) as error:
+        raise CheckpointCorruptError(
+            f"{path.name} is damaged: {short(error)}",
+            given=path,
+            expected="a whole safetensors file",
+            remedy="copy or download the file again and compare its checksum",
+        ) from error
 
 
-def _read_shards(path: Path) -> Raw:
+def is_index(path: Path) -> bool:
+    """Whether a file is the index of shards: `model.safetensors.index.json`, in one of its spellings."""
+    return INDEX.fullmatch(path.name) is not None
+
+
+def shard_files(path: Path) -> list[str]:
+    """The names of the shards in an index.
+
+    Raises:
+        CheckpointCorruptError: it is no index.
+        CheckpointUnsafeError: it points elsewhere.
+    """
+    return sorted(set(_weight_map(path).values()))
+
+
+def _read_single(path: Path) -> Raw:
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    tensors, hyper_parameters = read_pickle(path)
+    return Raw(tensors, {}, {HYPER_PARAMETERS: hyper_parameters} if hyper_parameters else {})
+
+
+def _model_params(path: Path) -> dict[str, dict[str, Any]]:
+    return {YAML: read_model_params(path)} if path.is_file() else {}
+
+
+def _weight_map(path: Path) -> dict[str, str]:
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointCorruptError(
-            f"{path.name} is no index of shards", given=path, expected="a mapping 'weight_map' of names to files"
+            f"{path.name} is no index of shards",
+            given=path,
+            expected="a mapping 'weight_map' of names to files",
+            remedy="copy the folder again",
         )
-    files = sorted(set(weight_map.values()))
-    outside = [name for name in files if Path(name).name != name or not name.endswith(".safetensors")]
+    suffixes = (".safetensors",) if ".safetensors." in path.name else PICKLE_SUFFIXES
+    outside = [
+        name for name in set(weight_map.values()) if name != re.sub(r"[/\\\0]", "", name) or not name.endswith(suffixes)
+    ]
     if outside:
         raise CheckpointUnsafeError(
             f"{path.name} points outside its folder or to another format",
-            given=outside[:10],
-            expected="names of .safetensors files beside it",
+            given=listed(outside),
+            expected=f"names of {' '.join(suffixes)} files beside it",
+            remedy="copy the folder again from its source",
         )
-    shards = {name: _read_safetensors(path.with_name(name)) for name in files}
+    return weight_map
+
+
+def _read_shards(path: Path) -> Raw:
+    weight_map, files = _weight_map(path), shard_files(path)
+    shards = {name: _read_single(path.with_name(name)) for name in files}
     found = {tensor: name for name, shard in shards.items() for tensor in shard.tensors}
-    differing = sorted(name for name in weight_map.keys() | found.keys() if weight_map.get(name) != found.get(name))
+    differing = [name for name in weight_map.keys() | found.keys() if weight_map.get(name) != found.get(name)]
     if differing or sum(len(shard.tensors) for shard in shards.values()) != len(found):
         raise CheckpointCorruptError(
             f"{path.name} and its shards do not hold the same tensors",
-            given=differing[:10],
+            given=listed(differing),
             expected=f"{len(weight_map)} tensors in {len(files)} files",
             remedy="copy all shards again",
         )
     return Raw(
         {name: shards[file].tensors[name] for name, file in weight_map.items()},
         {key: value for shard in shards.values() for key, value in shard.metadata.items()},
-    )
-
-
-def _read_pickle(path: Path) -> Raw:
-    with path.open("rb") as file:
-        start = file.read(9)
-    if not is_pickle(start):
-        raise CheckpointCorruptError(
-            f"{path.name} is {'empty' if not start else 'not a PyTorch file'}",
-            given=path,
-            expected="a zip archive or a pickle that torch.save wrote",
-            remedy="copy the file again; if it is a safetensors file, name it so",
-        )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks about pickle protocols
-            # The old format, a bare pickle, cannot be mapped.
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK"))
-    except pickle.UnpicklingError as error:
-        raise _unsafe(path, str(error)) from None
-    except Exception as error:  # damage shows itself in any exception
-        if "TorchScript" in str(error):
-            raise _unsafe(path, "it is a TorchScript archive, a program") from None
-        raise CheckpointCorruptError(
-            f"{path.name} is damaged: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-            given=path,
-            expected="a whole file that torch.save wrote",
-            remedy="copy or download the file again and compare its checksum",
-        ) from error
-    return Raw(_state_dict(path, content), {})
-
-
-def _state_dict(path: Path, content: object) -> dict[str, Tensor]:
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    entries = content.items() if isinstance(content, Mapping) else [(type(content), content)]
-    tensors: dict[str, Tensor] = {}
-    foreign = []
-    for name, value in entries:
-        if isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided:
-            tensors[name] = value.detach()
-        else:
-            foreign.append(str(name))
-    if foreign or not tensors:
-        raise CheckpointMismatchError(
-            f"{path.name} is not a mapping of names to dense tensors",
-            given=f"{len(foreign)} of {len(entries)} entries are something else: {', '.join(sorted(foreign)[:10])}",
-            expected="a state dict, or one under the key 'state_dict'",
-            remedy="save the model's state_dict() alone",
-        )
-    return tensors
-
-
-def _unsafe(path: Path, message: str) -> CheckpointUnsafeError:
-    # torch's message begins with advice to load the file unsafely, which we do not pass on.
-    found = re.search(r"GLOBAL \S+|WeightsUnpickler error:\s*(.+)|.*TorchScript.*", message)
-    return CheckpointUnsafeError(
-        f"{path.name} holds pickled objects other than tensors and was not loaded",
-        given=f"{path} ({found[1] or found[0] if found else 'an object that is not allowed'})",
-        expected="tensors, numbers, strings, lists and dicts",
-        remedy="where you trust the file, save its state dict alone as .safetensors, and give that",
     )

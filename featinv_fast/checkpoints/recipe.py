@@ -17,14 +17,15 @@ from torch import Tensor
 
 from featinv_fast.checkpoints.architecture import PROMPTS, TEXT_ENCODER, Shape, Shapes, model_shapes
 from featinv_fast.checkpoints.known import resemblance
+from featinv_fast.checkpoints.listing import listed
 from featinv_fast.checkpoints.reader import Raw
+from featinv_fast.checkpoints.wrappers import renamed
 from featinv_fast.config import ModelConfig
 from featinv_fast.errors import CheckpointMismatchError
 
 logger = logging.getLogger(__name__)
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-LISTED = 10  # how many names of each kind an error shows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class Layout:
         landmarks: the tensors that tell the architecture, their shapes under our names.
         modules: our module names to this layout's, for an architecture. It may name modules that do not exist.
         text_encoder: prefix of the text encoder's tensors.
+        aliases: (pattern of whole keys, the name that this layout has for it), for names that other versions write.
         ignored: (pattern of whole keys, why they are not needed).
         pointwise: pattern of our linear layers that this layout keeps as 1x1 convolutions.
         constants: tensors that carry no information but that readers of this layout insist on.
@@ -49,6 +51,7 @@ class Layout:
     landmarks: Callable[[Shapes], dict[str, Shape]]
     modules: Callable[[ModelConfig], dict[str, str]]
     text_encoder: str
+    aliases: tuple[tuple[str, str], ...] = ()
     ignored: tuple[tuple[str, str], ...] = ()
     pointwise: str = r"(?!)"  # matches nothing
     constants: Callable[[ModelConfig], dict[str, Tensor]] = lambda _: {}
@@ -63,6 +66,19 @@ class Layout:
             return self.text_encoder + name.removeprefix(TEXT_ENCODER)
         module, _, parameter = name.rpartition(".")
         return f"{modules[module]}.{parameter}"
+
+    def renamed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a checkpoint under this layout's names.
+
+        Raises:
+            CheckpointMismatchError: a tensor is there under two names.
+        """
+        names = {}
+        for name in tensors:
+            names[name] = name
+            for pattern, replacement in self.aliases:
+                names[name] = re.sub(f"^{pattern}$", replacement, names[name])
+        return renamed(tensors, names)
 
     def recognises(self, keys: Iterable[str]) -> bool:
         """Whether checkpoints with these keys are of this layout."""
@@ -176,5 +192,4 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def _listing(kind: str, names: list[str]) -> str:
-    shown = ", ".join(sorted(names)[:LISTED])
-    return f"{len(names)} {kind}: {shown}{', ...' if len(names) > LISTED else ''}"
+    return f"{len(names)} {kind}: {listed(names)}"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from featinv_fast.checkpoints.recipe import LISTED
+from featinv_fast.checkpoints.listing import listed
 from featinv_fast.errors import CheckpointCorruptError
 
 
@@ -22,7 +22,7 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
     if names:
         raise CheckpointCorruptError(
             "the checkpoint holds weights that are not finite",
-            given=f"{len(names)} tensors: {', '.join(sorted(names)[:LISTED])}{', ...' if len(names) > LISTED else ''}",
+            given=f"{len(names)} tensors: {listed(names)}",
             expected="finite weights",
             remedy="use a checkpoint from before the training diverged",
         )

@@ -139,18 +139,6 @@ def test_b4_a_text_encoder_of_another_width(tmp_path, golden, tiny_tensors):
     assert "position_embedding" in mismatch(tmp_path, golden.tensors | text)
 
 
-@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "ema.", "ema_model."])
-def test_b4_wrapper_prefixes_are_named(tmp_path, tiny_tensors, wrapper):
-    message = mismatch(tmp_path, {wrapper + name: t for name, t in tiny_tensors.items()})
-    assert f"prefix '{wrapper}'" in message
-    assert "official layout ('ldm')" in message
-
-
-def test_b4_a_wrapper_inside_the_names_is_named(tmp_path, tiny_tensors):
-    compiled = {name.replace("diffusion_model.", "diffusion_model._orig_mod."): t for name, t in tiny_tensors.items()}
-    assert "prefix '_orig_mod.'" in mismatch(tmp_path, compiled)
-
-
 @pytest.mark.parametrize(
     ("keep", "resembled"),
     [

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from featinv_fast.checkpoints import fuse_lora, load, save
 from featinv_fast.checkpoints.diffusers_layout import unet_modules
-from featinv_fast.errors import CheckpointCorruptError, CheckpointMismatchError
+from featinv_fast.errors import ArgumentError, CheckpointCorruptError, CheckpointMismatchError
 
 # What LCM-LoRA adapts.
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2",
@@ -98,13 +98,20 @@ def test_kohyas_names(tiny, adapter, unet_folder, tmp_path):
         torch.testing.assert_close(tensor, adapter[1][name])
 
 
-def test_without_an_alpha_it_is_the_rank(tiny, adapter, tmp_path):
-    without = {name: tensor for name, tensor in kohya(adapter[0]).items() if not name.endswith("alpha")}
-    save_file(without, tmp_path / "x.safetensors")
+def test_an_alpha_that_the_file_does_not_tell_is_asked_for(tiny, adapter, tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_file({name: tensor for name, tensor in kohya(adapter[0]).items() if not name.endswith("alpha")}, path)
+    with pytest.raises(CheckpointMismatchError, match="does not say how strong it is") as caught:
+        fuse_lora(tiny, path)
+    assert "alpha=" in caught.value.remedy
+    assert "--lora-alpha" in caught.value.command_remedy
+    assert_fused(fuse_lora(tiny, path, alpha=ALPHA), adapter[1], different_from=tiny)
     # Scaling by alpha / rank from outside gives the same.
-    fused = fuse_lora(tiny, tmp_path / "x.safetensors", scale=ALPHA / RANK)
+    fused = fuse_lora(tiny, path, scale=ALPHA / RANK, alpha="rank")
     assert_fused(fused, adapter[1], different_from=tiny)
     assert "scale 1.66667" in fused.adaptations[0]
+    with pytest.raises(ArgumentError, match="states its own alpha"):
+        fuse_lora(tiny, adapter[0], alpha=ALPHA)
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -119,7 +126,7 @@ def test_older_and_bare_names(tiny, adapter, tmp_path, old):
             name = name.replace(".lora_A.", "_lora.down.").replace(".lora_B.", "_lora.up.")
         renamed[name] = tensor
     save_file(renamed, tmp_path / "x.safetensors")
-    fused = fuse_lora(tiny, tmp_path / "x.safetensors", scale=ALPHA / RANK)
+    fused = fuse_lora(tiny, tmp_path / "x.safetensors", alpha=ALPHA)
     whole = fuse_lora(tiny, adapter[0])
     adapted = [name for name, tensor in fused.tensors.items() if tensor is not tiny.tensors[name]]
     assert len(adapted) == len(renamed) // 2 > 20
@@ -164,12 +171,12 @@ TO_Q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
             lambda t: t | {"unet.mid_block.resnets.0.conv1.lora_A.weight": t[f"{CONV}.lora_down.weight"]},
             "conv1.lora_A",
         ),
-        (lambda t: without(t, f"{CONV}.lora_up.weight"), "middle.block_in.residual.conv_in"),
-        (lambda t: without(t, f"{CONV}.lora_down.weight"), "middle.block_in.residual.conv_in"),
-        (lambda t: t | {f"{TO_Q}.lora_up.weight": torch.ones(64, RANK)}, "self_attention.query"),
-        (lambda t: t | {f"{TO_Q}.lora_up.weight": torch.ones(32)}, "self_attention.query"),
-        (lambda t: t | {f"{TO_Q}.lora_down.weight": torch.ones(RANK + 1, 32)}, "self_attention.query"),
-        (lambda t: t | {f"{TO_Q}.alpha": torch.ones(2)}, "self_attention.query"),
+        (lambda t: without(t, f"{CONV}.lora_up.weight"), "mid_block_resnets_0_conv1"),
+        (lambda t: without(t, f"{CONV}.lora_down.weight"), "mid_block_resnets_0_conv1"),
+        (lambda t: t | {f"{TO_Q}.lora_up.weight": torch.ones(64, RANK)}, "attn1_to_q"),
+        (lambda t: t | {f"{TO_Q}.lora_up.weight": torch.ones(32)}, "attn1_to_q"),
+        (lambda t: t | {f"{TO_Q}.lora_down.weight": torch.ones(RANK + 1, 32)}, "attn1_to_q"),
+        (lambda t: t | {f"{TO_Q}.alpha": torch.ones(2)}, "attn1_to_q"),
         (lambda _: {"a": torch.ones(2)}, "1 of 1"),
     ],
 )

@@ -45,7 +45,7 @@ def test_every_option_reaches_the_export(monkeypatch, capsys):
     arguments = (
         "--ckpt c.ckpt --out o --force --name n --onnx --precision fp16 --storage fp16 --max-batch 8 --optimal-batch 2 "
         "--prompt p --negative-prompt q --tokenizer t --backbone b --layer 1 --feature-size 9x12 --lora l "
-        "--lora-scale 0.5 --lcm-unet u --sampler lcm --steps 4 --guidance-scale 1.5"
+        "--lora-scale 0.5 --lora-alpha rank --lcm-unet u --sampler lcm --steps 4 --guidance-scale 1.5"
     )
     assert cli.main(arguments.split()) == 0
     assert given == [
@@ -67,6 +67,7 @@ def test_every_option_reaches_the_export(monkeypatch, capsys):
             feature_size=(9, 12),
             lora=Path("l"),
             lora_scale=0.5,
+            lora_alpha="rank",
             lcm_unet=Path("u"),
             sampler="lcm",
             steps=4,
@@ -147,9 +148,9 @@ def test_a_refit_without_a_checkpoint_says_what_it_needs(tmp_path: Path, capsys)
     assert "error: --refit needs the checkpoint whose weights it takes: --ckpt PATH" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("more", [["--max-batch", "0"], ["--lora-scale", "2"], ["--feature-size", "0x3"]])
-def test_values_out_of_range_are_wrong_usage(more: list[str], capsys):
-    assert cli.main(["--ckpt", "x.safetensors", *more]) == 2
+@pytest.mark.parametrize("more", ["--max-batch 0", "--lora-scale 2", "--lora-alpha 2", "--feature-size 0x3"])
+def test_values_out_of_range_are_wrong_usage(more: str, capsys):
+    assert cli.main(["--ckpt", "x.safetensors", *more.split()]) == 2
     assert "expected: " in capsys.readouterr().err
 
 

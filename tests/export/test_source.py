@@ -142,6 +142,7 @@ def test_sampler_defaults_that_cannot_be(asked: dict[str, object]):
         {"optimal_batch": 65},
         {"feature_size": (0, 9)},
         {"lora_scale": 0.5},
+        {"lora_alpha": "rank"},
         {"lora": Path("x"), "lora_scale": math.nan},
         {"guidance_scale": math.inf},
     ],
@@ -184,7 +185,9 @@ def test_a_lora_is_fused_and_named(tiny, checkpoint_file, tmp_path: Path):
     name = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
     up, down = torch.randn(32, 2), torch.randn(2, 32)
     save_file({f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}, lora)
-    checkpoint = source.read_checkpoint(ExportOptions(checkpoint=checkpoint_file(), lora=lora, lora_scale=0.5))
+    checkpoint = source.read_checkpoint(
+        ExportOptions(checkpoint=checkpoint_file(), lora=lora, lora_scale=0.5, lora_alpha="rank")
+    )
     torch.testing.assert_close(checkpoint.tensors[layer], tiny.tensors[layer] + 0.5 * up @ down)
     (note,) = checkpoint.adaptations
     assert "style.safetensors" in note
