@@ -33,6 +33,7 @@ from featinv_fast.engine.plans import PlanInfo
 from featinv_fast.engine.trust import note_built_here
 from featinv_fast.errors import MissingPackageError
 from featinv_fast.rewrites.engine_model import EngineModel, storage_dtypes
+from featinv_kernels.torch_state import neutral_torch_state
 
 CARD = "README.md"
 # What an engine needs on the disk beside its weights: graphs of a few megabytes and the manifest.
@@ -46,6 +47,7 @@ PLANS_PER_WEIGHTS = 2
 Progress = Callable[[str, int, int], None]
 
 
+@neutral_torch_state()
 def export(options: ExportOptions, progress: Progress = lambda *_: None) -> Path:
     """Make an engine folder of a checkpoint, check it against the plain model, and install it.
 

@@ -35,6 +35,7 @@ from featinv_fast.engine.plans import PlanInfo, PlanWeights
 from featinv_fast.engine.trust import distrust, note_built_here
 from featinv_fast.errors import CheckpointMismatchError, ExportError
 from featinv_fast.rewrites.engine_model import EngineModel, storage_dtypes
+from featinv_kernels.torch_state import neutral_torch_state
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ SIZE = ("height", "width")
 COMPLETED = (*SIZE, "backbone", "layer", "input_size", "prefix_tokens")
 
 
+@neutral_torch_state()
 def refit(folder: Path, options: ExportOptions, progress: Progress = lambda *_: None) -> Path:
     """Put a checkpoint's weights into a copy of an engine, check it as an export is checked, and install it.
 

@@ -20,8 +20,10 @@ from featinv_fast.backends import Request
 from featinv_fast.backends.tensorrt_ import TensorrtBackend
 from featinv_fast.config import Precision
 from featinv_fast.engine import Manifest, ParityInfo, ParityStatus, open_engine, staging
+from featinv_kernels.torch_state import neutral_torch_state
 
 
+@neutral_torch_state()
 def verify(folder: Path, progress: Progress = lambda *_: None) -> Path:
     """Run every graph on every backend that can serve the engine here, and renew the manifest's parity.
 

@@ -21,6 +21,7 @@ from featinv_fast.checkpoints.training import check_training
 from featinv_fast.checkpoints.wrappers import unwrapped
 from featinv_fast.config import FeatureSpec, ModelConfig, SamplingConfig
 from featinv_fast.errors import CheckpointMismatchError, CheckpointNotFoundError
+from featinv_kernels.torch_state import neutral_torch_state
 
 # Its shape is the length of prompts and the width of their embeddings.
 POSITIONS = f"{TEXT_ENCODER}embeddings.position_embedding.weight"
@@ -62,6 +63,7 @@ class Checkpoint:
         return {**self.tensors, **prompts, **text_encoder}
 
 
+@neutral_torch_state()
 def load(path: str | os.PathLike[str]) -> Checkpoint:
     """Load a checkpoint: a file or a folder, its layout and architecture told by its tensors.
 

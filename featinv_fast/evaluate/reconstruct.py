@@ -24,6 +24,7 @@ from featinv_fast.evaluate.series import Seen, Series
 from featinv_fast.features import center_crop
 from featinv_fast.runtime import arguments
 from featinv_kernels import to_uint8
+from featinv_kernels.torch_state import neutral_torch_state
 
 
 class EvaluationInterrupted(KeyboardInterrupt):
@@ -34,6 +35,7 @@ class EvaluationInterrupted(KeyboardInterrupt):
         super().__init__("interrupted: what was measured is in `.report`" if report else "interrupted")
 
 
+@neutral_torch_state()
 def evaluate(
     runtime: Inverter,
     backbone: Classifier,

@@ -21,6 +21,7 @@ from featinv_fast.runtime.call import Call, non_finite_errors, progress_bar
 from featinv_fast.runtime.graph_loop import CudaGraphs, GraphLoop, Loop
 from featinv_fast.runtime.inversion import Inversion, InversionInterrupted, OutputType, RunFlags, convert_images
 from featinv_fast.runtime.sampling import make_plan
+from featinv_kernels.torch_state import neutral_torch_state
 
 PRECISIONS = ("auto", *Precision)
 
@@ -28,7 +29,8 @@ PRECISIONS = ("auto", *Precision)
 class Runtime:
     """An engine, loaded once, that inverts batches of feature maps.
 
-    Calls from several threads are served one after another.
+    Calls from several threads are served one after another. What a caller has set in torch (default dtype or device,
+    autocast, inference mode, the precision of fp32 products) reaches no result and is left as it was.
 
     Args:
         engine: an engine folder, made by `featinv-export`. `None` opens the built-in engine, which inverts the features
@@ -57,6 +59,7 @@ class Runtime:
         OutOfMemoryError: the engine does not fit into memory.
     """
 
+    @neutral_torch_state()
     def __init__(
         self,
         engine: str | os.PathLike[str] | EngineFolder | None = None,
@@ -112,6 +115,7 @@ class Runtime:
             "reasons_against": reasons_against(self._request),
         }
 
+    @neutral_torch_state()
     def invert(
         self,
         features: Any,
@@ -237,6 +241,7 @@ class Runtime:
                 raise error
         return inversion
 
+    @neutral_torch_state()
     def encode_condition(self, features: Any, *, layout: FeatureLayout | str | None = None) -> Tensor:
         """The condition of feature maps, what the ControlNet adds to its first activation.
 
@@ -256,6 +261,7 @@ class Runtime:
         condition = torch.empty(len(maps), model.channels, model.latent_size, model.latent_size)
         return self._map("condition_encoder", maps, condition)
 
+    @neutral_torch_state()
     def decode(self, latents: Any, output_type: str = "uint8") -> Any:
         """Decode latents [N, 4, h, w] as `invert(..., output_type="latent")` returns them.
 
@@ -273,6 +279,7 @@ class Runtime:
         size = self.engine.manifest.model.image_size
         return convert_images(self._map("decoder", tensor, torch.empty(len(tensor), 3, size, size)), output)
 
+    @neutral_torch_state()
     def warmup(self, batch_size: int = 1, *, guidance_scale: float | None = None) -> None:
         """Load every graph that `invert` needs and run it once, so that the first real call is not the slow one."""
         self._executor.refuse_fork()

@@ -33,8 +33,10 @@ from featinv_fast.train.settings import (
     DistillRecipe,
     Recipe,
 )
+from featinv_kernels.torch_state import neutral_torch_state
 
 
+@neutral_torch_state(gradients=True)
 def run(
     config: str | Path | Recipe,
     *,
