@@ -56,7 +56,8 @@ def prompt_ids(prompt: str, *, tokenizer: str | Path | None = None, length: int 
                 "this prompt needs a tokenizer",
                 given=repr(prompt),
                 expected=f"{OFFICIAL_PROMPT!r}, {TRAINING_PROMPT!r} or the empty prompt, which work without",
-                remedy="name CLIP's tokenizer.json, or a folder with vocab.json and merges.txt, with --tokenizer",
+                remedy="pass CLIP's tokenizer.json, or a folder with vocab.json and merges.txt, as tokenizer",
+                command_remedy="name it with --tokenizer, or the folder that holds it",
             )
         start, ids, end = _START_ID, list(known), _END_ID
     if len(ids) + 2 > length:
@@ -93,7 +94,7 @@ def encode_prompt(prompt: str, text_state: Mapping[str, Tensor], *, tokenizer: s
             "the text encoder does not know a token of the prompt",
             given=f"token {max(ids)}",
             expected=f"tokens below {len(vocabulary)}",
-            remedy="pass the tokenizer that this text encoder was trained with (--tokenizer)",
+            remedy="pass the tokenizer that this text encoder was trained with",
         )
     hidden = vocabulary[ids].float() + positions  # [T, D]
     for i in range(layers):

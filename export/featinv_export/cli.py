@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import re
 import sys
@@ -12,8 +13,13 @@ from typing import Any
 
 from featinv_export.options import AOTI_DEVICES, ExportOptions
 from featinv_export.plan_arguments import add_plan_arguments, take_plan_options
+from featinv_fast.checks import refuse_inputs, require_input
+from featinv_fast.checks.options import flag
 from featinv_fast.cli.program import Parser, run_program
 from featinv_fast.config import Precision
+from featinv_fast.engine import open_engine
+from featinv_fast.engine.folder import require_engine
+from featinv_fast.engine.install import require_destination
 from featinv_fast.errors import ArgumentError, ExitCode
 
 # What a command is about.
@@ -62,6 +68,7 @@ def _run(given: dict[str, Any]) -> Path:
     if "verify" in given:
         folder = given.pop("verify")
         _refuse(given, "with --verify")
+        require_engine(folder)
 
         from featinv_export.verify import verify
 
@@ -71,6 +78,7 @@ def _run(given: dict[str, Any]) -> Path:
         folder = given.pop("from_onnx")
         _refuse(given, "with --from-onnx")
         assert plans is not None  # or `take_plan_options` would have refused
+        require_engine(folder)
 
         from featinv_export.from_onnx import add_plans
 
@@ -80,22 +88,35 @@ def _run(given: dict[str, Any]) -> Path:
         fixed = {name: value for name, value in given.items() if name in FIXED_BY_ENGINE}
         _refuse(fixed if plans is None else fixed | {"trt": True}, "with --refit")
 
+        options = ExportOptions(**given)
+        _require_inputs(options)
+        require_engine(folder)
+        if options.out is not None:
+            require_destination(options.out, force=options.force)
         from featinv_export.refit import refit
 
-        options = ExportOptions(**given)
         return _with_bar(lambda progress: refit(folder, options, progress))
     if plans is not None:
         given |= {"trt": plans, "onnx": True}
     options = ExportOptions(**given)
+    _require_inputs(options)
+    refuse_inputs({"the engine": options.destination}, options.inputs, replaced=True)
+    require_destination(options.destination, force=options.force)
 
     from featinv_export.exporter import export
 
     return _with_bar(lambda progress: export(options, progress))
 
 
+def _require_inputs(options: ExportOptions) -> None:
+    """Refuse what is not there, before torch is loaded."""
+    for what, path in options.inputs.items():
+        if path is not None:
+            require_input(path, what)
+
+
 def _inspection(given: dict[str, Any], *, as_json: bool) -> str:
     from featinv_export.inspect_engine import as_data, as_text
-    from featinv_fast.engine import open_engine
 
     folder = given.pop("inspect")
     _refuse(given, "with --inspect")
@@ -109,7 +130,8 @@ def _refuse(given: dict[str, Any], where: str) -> None:
     if surplus:
         raise ArgumentError(
             f"these options have no effect {where}",
-            given=", ".join(f"--{name.replace('_', '-')}" for name in surplus),
+            given=", ".join(map(flag, surplus)),
+            expected="options that they are for",
             remedy="leave them out, or export the checkpoint",
         )
 
@@ -153,6 +175,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Make an engine folder of a FeatInv checkpoint, check it against the plain model and install it.",
         epilog=EPILOG,
     )
+    parser.add_argument("--version", action="version", version=importlib.metadata.version("featinv-fast"))
     _add_subjects(parser.add_argument_group("what to work on, and where"))
     _add_kinds(parser.add_argument_group("what to write beside the weights"))
     _add_features(parser.add_argument_group("what the feature maps are, where the checkpoint does not say it"))

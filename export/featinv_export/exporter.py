@@ -69,8 +69,7 @@ def export(options: ExportOptions, progress: Progress = lambda *_: None) -> Path
         ParityError: a graph does not compute what the model computes. The numbers are in a file beside the
             destination, named like it with `.parity.json` at the end; nothing was installed.
     """
-    inputs = ("checkpoint", "lora", "lcm_unet", "tokenizer")
-    refuse_inputs({"the engine": options.destination}, {n: getattr(options, n) for n in inputs}, replaced=True)
+    refuse_inputs({"the engine": options.destination}, options.inputs, replaced=True)
     if options.trt is not None:
         require_tensorrt(options.destination)
     if options.onnx:

@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 
 from featinv_export.tensorrt_.options import PlanOptions
+from featinv_fast import samplers
+from featinv_fast.checks import choice, count
 from featinv_fast.config import Precision
 from featinv_fast.errors import ArgumentError
 
@@ -80,11 +82,19 @@ class ExportOptions:
                 "the batch sizes are out of range",
                 given=f"optimal {self.optimal_batch}, largest {self.max_batch}",
                 expected="1 <= optimal <= largest",
+                remedy="choose --optimal-batch and --max-batch so",
             )
         if self.aoti not in (None, *AOTI_DEVICES):
-            raise ArgumentError("packages are not made for this device", given=self.aoti, expected=AOTI_DEVICES)
+            raise ArgumentError(
+                "packages are not made for this device",
+                given=self.aoti,
+                expected=", ".join(AOTI_DEVICES),
+                remedy="name one",
+            )
         if self.trt is not None and not self.onnx:
-            raise ArgumentError("plans are built from ONNX graphs", given="plans alone", expected="onnx=True as well")
+            raise ArgumentError(
+                "plans are built from ONNX graphs", given="plans alone", expected="onnx=True as well", remedy="add it"
+            )
         if self.trt is not None:
             largest = max(p.maximum for p in self.trt.batch_profiles(self.optimal_batch, self.max_batch))
             if largest != self.max_batch:
@@ -92,21 +102,34 @@ class ExportOptions:
                     "the plans do not take the engine's largest batch",
                     given=f"profiles up to {largest}, largest batch {self.max_batch}",
                     expected="the same",
+                    remedy="let --profile or --max-batch end at the same size",
                 )
         if self.feature_size is not None and min(self.feature_size) < 1:
             raise ArgumentError(
-                "the feature size is out of range", given=self.feature_size, expected="height and width of at least 1"
+                "the feature size is out of range",
+                given=self.feature_size,
+                expected="height and width of at least 1",
+                remedy="choose larger ones",
             )
         numbers = {"LoRA scale": self.lora_scale, "guidance scale": self.guidance_scale}
         for what, number in numbers.items():
             if number is not None and not math.isfinite(number):
-                raise ArgumentError(f"the {what} is not finite", given=number, expected="a finite number")
+                raise ArgumentError(
+                    f"the {what} is not finite", given=number, expected="a finite number", remedy="choose one"
+                )
         if self.storage not in (None, self.precision) and self.precision is not Precision.FP32:
             raise ArgumentError(
                 "weights cannot be stored in another half precision than the arithmetic's",
                 given=f"storage {self.storage}, precision {self.precision}",
                 expected="fp16 or bf16 for an engine in fp32",
+                remedy="leave out --storage or --precision",
             )
+        if self.sampler is not None:
+            choice("sampler", self.sampler, samplers.SAMPLERS)
+        if self.steps is not None:
+            count("steps", self.steps)
+            if self.sampler is not None:
+                samplers.build(self.sampler, self.steps)
         if self.lora is None and self.lora_scale != 1.0:
             raise ArgumentError(
                 "a LoRA scale without a LoRA", given=self.lora_scale, expected="a LoRA file", remedy="pass --lora FILE"
@@ -118,6 +141,16 @@ class ExportOptions:
                 expected="a LoRA file",
                 remedy="pass --lora FILE",
             )
+
+    @property
+    def inputs(self) -> dict[str, Path | None]:
+        """What is read, by what it is called."""
+        return {
+            "checkpoint": self.checkpoint,
+            "LoRA file": self.lora,
+            "U-Net": self.lcm_unet,
+            "tokenizer": self.tokenizer,
+        }
 
     @property
     def stem(self) -> str:

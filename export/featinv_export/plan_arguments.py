@@ -8,11 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from featinv_export.tensorrt_.options import PlanOptions
+from featinv_fast.checks.options import flag
 from featinv_fast.engine.plans import BatchProfile, HardwareCompatibility, PlanWeights
 from featinv_fast.errors import ArgumentError, ConfigError
 
 # Names of the parsed arguments, which all begin alike, and the fields of PlanOptions that they are.
 PREFIX = "plan_"
+# Fields that have another name as an option.
+FLAGS = {
+    "profiles": "--profile",
+    "workspace_mib": "--workspace",
+    "optimization_level": "--opt-level",
+    "weights": "--refittable or --stripped",
+    "hardware": "--hardware-compatible",
+    "cache": "--plan-cache",
+    "build": "--no-build",
+}
 
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,8 +104,9 @@ def take_plan_options(given: dict[str, Any]) -> PlanOptions | None:
         if fields or "from_onnx" in given:
             raise ArgumentError(
                 "options on TensorRT plans without plans",
-                given=", ".join(sorted(fields)) or "--from-onnx",
+                given=", ".join(sorted(FLAGS.get(name, flag(name)) for name in fields)) or "--from-onnx",
                 expected="--trt as well",
+                remedy="add --trt, or leave them out",
             )
         return None
     if "from_onnx" in given:  # otherwise they are the engine's

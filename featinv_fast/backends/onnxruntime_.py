@@ -213,6 +213,7 @@ class OnnxruntimeSession(Session):
                 given=wanted[0],
                 reasons={self.backend: [reason]},
                 remedy="install a CUDA and cuDNN that fit this onnxruntime-gpu, or choose device='cpu'",
+                command_remedy="install a CUDA and cuDNN that fit this onnxruntime-gpu, or choose --device cpu",
             )
         counts = dict(Counter(provider for provider, _, _ in nodes))
         logger.info("onnxruntime runs %s on %s", graph, ", ".join(f"{name} ({n} nodes)" for name, n in counts.items()))

@@ -88,10 +88,11 @@ def load(request: Request, backend: str = "auto") -> Session:
         session = BACKENDS[name].load(request)
         logger.info("running %s on %s with %s", request.engine.path, session.device, name)
         return session
-    asked = "no backend" if backend == "auto" else f"not the backend {backend!r}"
+    asked = {} if backend == "auto" else {backend: reasons[backend]}
     raise BackendUnavailableError(
-        f"{asked} can run this engine here",
+        f"the backend {backend!r} cannot run this engine here" if asked else "no backend can run this engine here",
         given=f"device {request.device}, precision {request.precision or 'of the engine'}",
-        reasons=reasons,
+        reasons=asked | reasons,
         remedy="see `featinv doctor`, or choose backend='auto' and device='auto'",
+        command_remedy="see `featinv doctor`, or leave out --backend and --device",
     )

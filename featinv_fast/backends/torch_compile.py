@@ -59,7 +59,8 @@ class CompiledGraph:
                     f"torch cannot compile the graph {self.name}",
                     given=f"torch {torch.__version__}",
                     reasons={"torch": [f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"]},
-                    remedy="leave out compiled (--compiled); the layers then run one by one",
+                    remedy="leave out compiled; the layers then run one by one",
+                    command_remedy="leave out --compiled; the layers then run one by one",
                 ) from error
 
 

@@ -7,6 +7,7 @@ from featinv_fast.checks.paths import (
     refuse_existing,
     refuse_inputs,
     require_input,
+    require_picture_name,
     require_writable,
 )
 from featinv_fast.checks.system_errors import file_error
@@ -25,5 +26,6 @@ __all__ = [
     "refuse_existing",
     "refuse_inputs",
     "require_input",
+    "require_picture_name",
     "require_writable",
 ]

@@ -12,6 +12,7 @@ from pathlib import Path
 from featinv_fast.checks.system_errors import file_error
 from featinv_fast.errors import ArgumentError, ArgumentTypeError, FeatInvError, InputNotFoundError, OutputExistsError
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 StrPath = str | os.PathLike[str]
 
 
@@ -29,7 +30,9 @@ def as_path(path: StrPath, name: str = "the path") -> Path:
         if not text or b"\0" in os.fsencode(text):  # no encoding, a ValueError: no path either
             raise ValueError
     except TypeError:
-        raise ArgumentTypeError(f"{name} is not a path", given=repr(path), expected="text or a pathlib.Path") from None
+        raise ArgumentTypeError(
+            f"{name} is not a path", given=repr(path), expected="text or a pathlib.Path", remedy="pass one of these"
+        ) from None
     except ValueError:
         raise ArgumentError(
             f"{name} is not a path", given=repr(path), expected="a path of this system", remedy="name another"
@@ -123,6 +126,24 @@ def _lies_in(path: Path, other: Path) -> bool:
         return True
     path, other = path.resolve(), other.resolve()
     return path == other or other in path.parents
+
+
+def require_picture_name(path: StrPath, *, force: bool) -> Path:
+    """An output file whose name says how to write a picture.
+
+    Raises:
+        ArgumentError: it has another name.
+        OutputExistsError, FileError: see `refuse_existing`.
+    """
+    path = as_path(path)
+    if path.suffix.lower() not in PICTURES:
+        raise ArgumentError(
+            "this is no name of a picture",
+            given=path,
+            expected=f"a name that ends in {', '.join(PICTURES)}",
+            remedy=f"name it {path.name}.png" if path.name else "name a file",
+        )
+    return refuse_existing(path, force=force, what="picture")
 
 
 def require_writable(path: StrPath) -> Path:

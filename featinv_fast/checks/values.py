@@ -68,9 +68,11 @@ def finite(name: str, value: Any) -> float:
     except OverflowError:  # an integer beyond every float
         number = math.inf
     except (TypeError, ValueError):
-        raise ArgumentTypeError(f"{name} is not a number", given=repr(value), expected="a finite number") from None
+        raise ArgumentTypeError(
+            f"{name} is not a number", given=repr(value), expected="a finite number", remedy="pass a float"
+        ) from None
     if not math.isfinite(number):
-        raise ArgumentError(f"{name} is not finite", given=number, expected="a finite number")
+        raise ArgumentError(f"{name} is not finite", given=number, expected="a finite number", remedy="choose one")
     return number
 
 
@@ -85,4 +87,6 @@ def integer(name: str, value: Any) -> int:
             raise TypeError
         return operator.index(value)
     except TypeError:
-        raise ArgumentTypeError(f"{name} is not an integer", given=repr(value), expected="an integer") from None
+        raise ArgumentTypeError(
+            f"{name} is not an integer", given=repr(value), expected="an integer", remedy="pass an int"
+        ) from None

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import json
-import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from featinv_fast.cli.shared import DONE, FAILED, PARTIAL, add_backend_options, backend_options
-from featinv_fast.errors import ArgumentError
+from featinv_fast.checks import file_errors, output_folder, refuse_inputs, require_picture_name, require_writable
+from featinv_fast.cli.program import say
+from featinv_fast.cli.shared import (
+    DONE,
+    FAILED,
+    PARTIAL,
+    add_backend_options,
+    backend_options,
+    check_backend_options,
+    named_engine,
+)
+
+if TYPE_CHECKING:
+    from featinv_fast.commands.bench import Bench
 
 
 def add_parser(commands: Any) -> None:
@@ -43,12 +56,12 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure, write and print the rows; what did not run or did not agree is said on stderr."""
-    from featinv_fast.checks import refuse_inputs
-    from featinv_fast.commands.bench import Bench, BenchOptions, cells
-    from featinv_fast.evaluate import Setting, markdown, require_matplotlib
+    from featinv_fast.commands.bench_options import BenchOptions
+    from featinv_fast.samplers import Setting, resolve
+
+    check_backend_options(options)
 
     bench_options = BenchOptions(
-        engine=options.engine,
         backends=options.backends,
         batch_sizes=options.batch_sizes,
         settings=tuple(Setting.parse(text) for text in options.samplers),
@@ -58,22 +71,38 @@ def run(options: argparse.Namespace) -> int:
         progress=not options.quiet,
         **backend_options(options),
     )
-    if options.plot is not None:  # before the work: where this fails, the work would be lost
-        require_matplotlib()
-        _check_picture(options.plot, force=options.force)
     written = {name: path for name, path in (("--out", options.out), ("--plot", options.plot)) if path is not None}
     refuse_inputs(written, {"the engine": options.engine})
     for path in (options.out, options.plot):
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-    bench = Bench(bench_options)
+            require_writable(path)
+    if options.plot is not None:
+        require_picture_name(options.plot, force=options.force)
+    engine = named_engine(options.engine)
+    for setting in bench_options.settings:
+        resolve(engine.manifest.sampling, engine.manifest.model, **dataclasses.asdict(setting))
+    from featinv_fast.commands.bench import Bench
+
+    with contextlib.ExitStack() as folders:  # before the work: where this fails, the work would be lost
+        for path in (options.out, options.plot):
+            if path is not None:
+                folders.enter_context(output_folder(path.parent))
+        return _measure(options, Bench(bench_options, engine))
+
+
+def _measure(options: argparse.Namespace, bench: Bench) -> int:
+    from featinv_fast.commands.bench import cells
+    from featinv_fast.evaluate import markdown, require_matplotlib
+
+    if options.plot is not None:
+        require_matplotlib()
     for name, reasons in bench.refused.items():
-        print(f"featinv: {name} cannot run: {'; '.join(reasons)}", file=sys.stderr)
+        say("featinv", f"{name} cannot run: {'; '.join(reasons)}")
     rows = list(bench.rows())
     for row in rows:
         if "error" in row:
             what = f"{row['backend']}, {row['sampler']}:{row['steps']}, batch {row['batch']}"
-            print(f"featinv: {what}: {row['error']}", file=sys.stderr)
+            say("featinv", f"{what}: {row['error']}")
     print(json.dumps({"rows": rows, "refused": bench.refused}, indent=2) if options.json else markdown(cells(rows)))
     timed = [row for row in rows if "seconds" in row]
     if not timed:
@@ -81,21 +110,10 @@ def run(options: argparse.Namespace) -> int:
     if options.plot is not None:
         from featinv_fast.commands.bench_plot import bench_plot
 
-        bench_plot(rows).save(options.plot)
-    complete = len(timed) == len(rows) and not (options.backends and bench.refused)
+        with file_errors(options.plot):
+            bench_plot(rows).save(options.plot)
+    complete = len(timed) == len(rows) and not (bench.options.backends and bench.refused)
     return DONE if complete else PARTIAL
-
-
-def _check_picture(path: Path, *, force: bool) -> None:
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise ArgumentError("this is no name of a picture", given=path, expected="a name such as bench.png")
-    if path.exists() and not force:
-        raise ArgumentError(
-            "the picture is there already",
-            given=path,
-            expected="the name of a file that does not exist",
-            remedy="name another, or pass --force",
-        )
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
+from featinv_fast.checks import refuse_inputs, require_input, require_writable
 from featinv_fast.cli.shared import DONE
+from featinv_fast.errors import OutputExistsError
 
 
 def add_parser(commands: Any) -> None:
@@ -21,7 +24,22 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Convert and print the destination."""
+    _check(options)
     from featinv_fast.checkpoints import convert
 
     print(convert(options.source, options.destination, options.to, force=options.force))
     return DONE
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what is known to be wrong before torch is loaded; `checkpoints.convert` looks closer."""
+    require_input(options.source, "checkpoint", expected="a .safetensors or .ckpt file, or a folder of diffusers")
+    refuse_inputs({"the destination": options.destination}, {"the checkpoint": options.source}, replaced=True)
+    require_writable(options.destination)
+    if os.path.lexists(options.destination) and not options.force:
+        raise OutputExistsError(
+            "the destination exists",
+            given=options.destination,
+            expected="a path at which there is nothing",
+            remedy="choose another destination, or pass --force",
+        )

@@ -8,7 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from featinv_fast.cli.shared import DONE, FAILED, PARTIAL, add_running_options, open_runtime
+from featinv_fast.cli.program import say
+from featinv_fast.cli.shared import (
+    DONE,
+    FAILED,
+    PARTIAL,
+    add_running_options,
+    check_backend_options,
+    open_runtime,
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -27,11 +35,11 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the picture, print the table or the figures."""
-    from featinv_fast import demo
-    from featinv_fast.commands.demo import DemoOptions, show
+    from featinv_fast.commands.demo_options import DemoOptions
     from featinv_fast.config import to_dict
-    from featinv_fast.evaluate import Kind, markdown, note_lines, summary_cells
+    from featinv_fast.demo.builtin import load_engine
 
+    check_backend_options(options, options.backend)
     demo_options = DemoOptions(
         out=options.out,
         count=options.count,
@@ -40,7 +48,11 @@ def run(options: argparse.Namespace) -> int:
         progress=not options.quiet,
         force=options.force,
     )
-    runtimes = [open_runtime(options, demo.load_engine(name)) for name in ("teacher", "student")]
+    engines = [load_engine(name) for name in ("teacher", "student")]
+    from featinv_fast.commands.demo import show
+    from featinv_fast.evaluate import Kind, markdown, note_lines, summary_cells
+
+    runtimes = [open_runtime(options, engine) for engine in engines]
     report = show(runtimes, demo_options)
     if options.json:
         items = [to_dict(item) for item in report.items]
@@ -48,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         print(markdown(summary_cells(report.rows)))
         print(*note_lines(report.notes), sep="\n", file=sys.stderr)
-        print(f"\n{options.out}: originals and reconstructions with their feature cosines", file=sys.stderr)
+        say("featinv", f"{options.out}: originals and reconstructions with their feature cosines")
     rows = [row for row in report.rows if row.kind is Kind.ENGINE]
     if not any(row.n for row in rows):
         return FAILED

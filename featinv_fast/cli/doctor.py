@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from featinv_fast.cli.shared import DONE, FAILED
+from featinv_fast.cli.shared import DONE, FAILED, named_engine
 
 
 def add_parser(commands: Any) -> None:
@@ -22,8 +22,9 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the report; fail where nothing can run."""
+    engine = None if options.engine is None else named_engine(options.engine)
     from featinv_fast.commands.doctor import can_serve, describe, doctor
 
-    report = doctor(options.engine)
+    report = doctor(engine)
     print(json.dumps(report, indent=2) if options.json else describe(report))
     return DONE if can_serve(report) else FAILED

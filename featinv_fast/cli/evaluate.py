@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from featinv_fast.checks import count, require_input, require_writable
+from featinv_fast.cli.program import say
 from featinv_fast.cli.shared import (
     DONE,
     FAILED,
@@ -15,8 +18,15 @@ from featinv_fast.cli.shared import (
     add_backbone_options,
     add_engine_option,
     add_running_options,
+    check_backend_options,
+    named_engine,
     open_runtime,
+    tell_builtin,
 )
+
+if TYPE_CHECKING:
+    from featinv_fast.engine import EngineFolder
+    from featinv_fast.samplers import Setting
 
 
 def add_parser(commands: Any) -> None:
@@ -50,13 +60,14 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate and print the tables or the rows."""
+    settings, engine = _checked(options)
     from featinv_fast.commands.evaluate import EvaluateOptions, evaluate_folder
-    from featinv_fast.evaluate import Setting, group_cells, markdown, note_lines, summary_cells
+    from featinv_fast.evaluate import group_cells, markdown, note_lines, summary_cells
 
     evaluate_options = EvaluateOptions(
         out=options.out,
         images=options.images,
-        settings=tuple(Setting.parse(text) for text in options.settings),
+        settings=settings,
         limit=options.limit,
         group_by_folder=options.group_by_folder,
         backbone=options.backbone,
@@ -71,9 +82,10 @@ def run(options: argparse.Namespace) -> int:
         progress=not options.quiet,
         force=options.force,
     )
-    report, unreadable = evaluate_folder(open_runtime(options), evaluate_options)
+    tell_builtin(options, engine)
+    report, unreadable = evaluate_folder(open_runtime(options, engine), evaluate_options)
     for name, reason in unreadable.items():
-        print(f"featinv: {name}: {reason}", file=sys.stderr)
+        say("featinv", f"{name}: {reason}")
     if options.json:
         print(json.dumps(report.to_dict(), indent=2))
     else:
@@ -86,3 +98,29 @@ def run(options: argparse.Namespace) -> int:
     if not any(row.n for row in rows):
         return FAILED
     return PARTIAL if unreadable or any(row.failed for row in rows) else DONE
+
+
+def _checked(options: argparse.Namespace) -> tuple[tuple[Setting, ...], EngineFolder]:
+    """Settings and engine, once everything is checked that can be before torch is loaded.
+
+    Raises:
+        FeatInvError: something is wrong.
+    """
+    from featinv_fast.samplers import Setting, resolve
+
+    check_backend_options(options, options.backend)
+    require_input(options.images, "file or folder", expected="a folder of images, or an image")
+    if options.checkpoint is not None:
+        require_input(options.checkpoint, "checkpoint", expected="a .safetensors or .ckpt file, or a diffusers folder")
+    if options.inception is not None:
+        require_input(options.inception, "file", expected="pt_inception-2015-12-05-6726825d.pth")
+    require_writable(options.out)
+    count("batch_size", options.batch_size)
+    count("pictures", options.pictures, least=0)
+    if options.limit is not None:
+        count("limit", options.limit)
+    settings = tuple(Setting.parse(text) for text in options.settings)
+    engine = named_engine(options.engine)
+    for setting in settings:
+        resolve(engine.manifest.sampling, engine.manifest.model, **dataclasses.asdict(setting))
+    return settings, engine

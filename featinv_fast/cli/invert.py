@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from featinv_fast.checks import count, require_input, require_writable
+from featinv_fast.cli.program import say
 from featinv_fast.cli.shared import (
     DONE,
     FAILED,
@@ -15,8 +16,15 @@ from featinv_fast.cli.shared import (
     add_backbone_options,
     add_engine_option,
     add_running_options,
+    check_backend_options,
+    named_engine,
     open_runtime,
+    refuse_without_effect,
+    tell_builtin,
 )
+
+if TYPE_CHECKING:
+    from featinv_fast.engine import EngineFolder
 
 SAMPLING = (
     "steps",
@@ -30,6 +38,7 @@ SAMPLING = (
     "samples",
     "batch_size",
 )
+OF_SAMPLER = SAMPLING[: SAMPLING.index("seed")]
 
 
 def add_parser(commands: Any) -> None:
@@ -64,6 +73,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Invert, report the items that failed, print the folder or the record."""
+    engine = _checked_engine(options)
     from featinv_fast.commands.invert import InvertOptions, invert
 
     invert_options = InvertOptions(
@@ -78,11 +88,42 @@ def run(options: argparse.Namespace) -> int:
         progress=not options.quiet,
         force=options.force,
     )
-    record = invert(open_runtime(options), invert_options)
+    tell_builtin(options, engine)
+    record = invert(open_runtime(options, engine), invert_options)
     failed = [item for item in record["items"] if item["error"]]
     for item in failed:
-        print(f"featinv: {item['name']}: {item['error']}", file=sys.stderr)
+        say("featinv", f"{item['name']}: {item['error']}")
     print(json.dumps(record, indent=2) if options.json else options.out)
     if failed:
         return FAILED if len(failed) == len(record["items"]) else PARTIAL
     return DONE
+
+
+def _checked_engine(options: argparse.Namespace) -> EngineFolder:
+    """The engine, once everything is checked that can be before torch is loaded.
+
+    Raises:
+        FeatInvError: something is wrong.
+    """
+    check_backend_options(options, options.backend)
+    if options.images is not None:
+        require_input(options.images, "file or folder", expected="a folder of images, or an image")
+        refuse_without_effect(
+            options, ["layout"], "images have none, the backbone says it", expected="--layout with --features"
+        )
+    else:
+        require_input(options.features, "file", expected="feature maps: .npy, .npz or .safetensors")
+        names = ["backbone", "layer", "backbone_weights"]
+        refuse_without_effect(
+            options, names, "features that were computed elsewhere need no backbone", expected="them with --images"
+        )
+    require_writable(options.out)
+    for name in ("samples", "batch_size"):
+        if getattr(options, name) is not None:
+            count(name, getattr(options, name))
+    engine = named_engine(options.engine)
+    from featinv_fast.samplers import resolve
+
+    given = {name: getattr(options, name) for name in OF_SAMPLER if getattr(options, name) is not None}
+    resolve(engine.manifest.sampling, engine.manifest.model, **given)
+    return engine

@@ -58,9 +58,15 @@ def _run(name: str, work: Callable[[], int]) -> int:
         say(name, exhausted)
     except RecursionError:
         logger.info("where it happened", exc_info=True)
-        say(name, FeatInvError("an input is nested too deeply", expected="files as our programs write them"))
+        say(
+            name,
+            FeatInvError(
+                "an input is nested too deeply", expected="files as our programs write them", remedy="make it anew"
+            ),
+        )
     except KeyboardInterrupt as interruption:
-        say(name, str(interruption) or "interrupted")
+        # What is said in Python may name attributes.
+        say(name, getattr(interruption, "command_message", str(interruption) or "interrupted"))
         return ExitCode.INTERRUPTED
     return ExitCode.FAILED
 

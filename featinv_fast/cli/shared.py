@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featinv_fast.checks import choice
+from featinv_fast.checks.options import check_device, check_running, without_effect
+from featinv_fast.cli.program import say
+from featinv_fast.config import Precision
 from featinv_fast.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -88,25 +92,62 @@ def add_backbone_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone-weights", metavar="FILE", help="local weights of the backbone, or random:SEED")
 
 
-def open_runtime(options: argparse.Namespace, engine: EngineFolder | None = None) -> Runtime:
-    """The runtime that `add_running_options` describes, of `engine` or of the engine that `--engine` names.
+def check_backend_options(options: argparse.Namespace, *backends: str) -> None:
+    """Refuse what is known to be wrong by names alone, before torch is loaded.
 
-    Where neither is given, it is the built-in one, which is said on stderr: it takes features of one backbone alone.
+    Args:
+        options: of `add_backend_options`.
+        backends: those that were named, if any.
+
+    Raises:
+        ArgumentError: an unknown name, a value out of its range, or an option that would have no effect.
     """
+    check_device(options.device)
+    choice("precision", options.precision, ("auto", *Precision))
+    others = {name: value for name, value in backend_options(options).items() if name not in ("device", "precision")}
+    for backend in backends or ("auto",):
+        check_running(backend=backend, **others)
+
+
+def refuse_without_effect(options: argparse.Namespace, names: Sequence[str], because: str, *, expected: str) -> None:
+    """Refuse those of `names` that were given.
+
+    Raises:
+        ArgumentError: there are some.
+    """
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if given:
+        raise without_effect(given, because, expected=expected)
+
+
+def named_engine(path: Path | None) -> EngineFolder:
+    """The engine in a folder, every byte checked, or the built-in one. Needs no torch.
+
+    Raises:
+        EngineError: it cannot be opened.
+    """
+    if path is None:
+        from featinv_fast.demo.builtin import load_engine
+
+        return load_engine()
+    from featinv_fast.engine import open_engine
+
+    return open_engine(path)
+
+
+def tell_builtin(options: argparse.Namespace, engine: EngineFolder) -> None:
+    """Say on stderr that no engine was named: the built-in one takes features of one backbone alone."""
+    if options.engine is None:
+        spec = engine.manifest.features
+        say(
+            "featinv",
+            f"no --engine is named: the built-in one, {engine.manifest.name!r}, which takes features "
+            f"[{spec.channels}, {spec.height}, {spec.width}] of the backbone {spec.backbone}, layer {spec.layer}",
+        )
+
+
+def open_runtime(options: argparse.Namespace, engine: EngineFolder) -> Runtime:
+    """The runtime of `engine` that `add_running_options` describes."""
     from featinv_fast.runtime import Runtime
 
-    runtime = Runtime(
-        options.engine if engine is None else engine,
-        backend=options.backend,
-        trust_engine=options.trust_engine,
-        **backend_options(options),
-    )
-    if engine is None and options.engine is None:
-        manifest = runtime.engine.manifest
-        spec = manifest.features
-        print(
-            f"featinv: no --engine is named: the built-in one, {manifest.name!r}, which takes features "
-            f"[{spec.channels}, {spec.height}, {spec.width}] of the backbone {spec.backbone}, layer {spec.layer}",
-            file=sys.stderr,
-        )
-    return runtime
+    return Runtime(engine, backend=options.backend, trust_engine=options.trust_engine, **backend_options(options))

@@ -20,15 +20,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from featinv_fast.backends import BACKENDS, resolve_device
+from featinv_fast.checks import file_errors
+from featinv_fast.checks.options import TORCH, WITHOUT_THREADS
+from featinv_fast.commands.bench_options import BenchOptions
 from featinv_fast.commands.measuring import PeakMemory, environment, relative_error, rounded, summary
 from featinv_fast.config import FeatureLayout, Precision
-from featinv_fast.engine import EngineFolder, open_engine
-from featinv_fast.errors import ArgumentError, BackendUnavailableError, FeatInvError
-from featinv_fast.evaluate import Setting
+from featinv_fast.engine import EngineFolder
+from featinv_fast.errors import BackendUnavailableError, FeatInvError
 from featinv_fast.features import FeatureStatisticsWarning
-from featinv_fast.runtime import Inversion, Runtime, arguments
+from featinv_fast.runtime import Inversion, Runtime
+from featinv_fast.samplers import Sampling, Setting, resolve
 
-REFERENCE = "torch"
 # Enough for every kind of step, few enough that rounding has no time to grow.
 GATE_STEPS = 2
 # Images of the gate: the first rows of a batch, computed one by one by the reference.
@@ -38,65 +40,6 @@ GATE_ROWS = 2
 TOLERANCES = {Precision.FP32: 1e-4, Precision.FP16: 2e-2, Precision.BF16: 1e-1}
 
 Row = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BenchOptions:
-    """What to measure.
-
-    Attributes:
-        engine: an engine folder; `None` is the built-in one.
-        backends: names, the first one is what speed-ups compare with; empty for all that can run.
-        batch_sizes: images of a call.
-        settings: samplers, steps and guidance.
-        rounds: timed calls of each contender.
-        warm_up: calls before that.
-        device, precision, threads: as of `Runtime`.
-        kernels, cuda_graphs, compiled, two_streams: as of `Runtime`, for the torch backend alone.
-        out: a JSONL file that rows are appended to.
-        progress: show what is running on stderr.
-
-    Raises:
-        ArgumentError: a value out of its range, or an unknown backend.
-    """
-
-    engine: Path | None = None
-    backends: tuple[str, ...] = ()
-    batch_sizes: tuple[int, ...] = (1, 8)
-    settings: tuple[Setting, ...] = (Setting(),)
-    rounds: int = 5
-    warm_up: int = 1
-    device: str = "auto"
-    precision: str = "auto"
-    threads: int | None = None
-    kernels: str | Mapping[str, str] = "auto"
-    cuda_graphs: str = "auto"
-    compiled: bool = False
-    two_streams: bool = False
-    out: Path | None = None
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        for size in self.batch_sizes:
-            arguments.count("a batch size", size)
-        for backend in self.backends:
-            arguments.choice("a backend", backend, BACKENDS)
-        for name, value, least in (("rounds", self.rounds, 2), ("warm-up", self.warm_up, 1)):
-            if value < least:
-                raise ArgumentError(f"the number of {name} calls is too small", given=value, expected=f">= {least}")
-        named = {name: value for name, value in self.of_torch.items() if value not in ("auto", False)}
-        if named and REFERENCE not in (self.backends or BACKENDS):
-            raise ArgumentError(
-                "some options are of the torch backend alone",
-                given=f"{', '.join(named)}; backends {', '.join(self.backends)}",
-                expected="torch among the backends",
-                remedy="add it, or leave these options out",
-            )
-
-    @property
-    def of_torch(self) -> dict[str, Any]:
-        """Arguments of `Runtime` for the torch backend alone."""
-        return {name: getattr(self, name) for name in ("kernels", "cuda_graphs", "compiled", "two_streams")}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -125,32 +68,28 @@ class Bench:
         refused: backends that cannot run, with the reasons against them.
 
     Raises:
-        EngineError: the engine cannot be opened.
         BackendUnavailableError: no backend can run.
     """
 
-    def __init__(self, options: BenchOptions) -> None:
+    def __init__(self, options: BenchOptions, engine: EngineFolder) -> None:
         self.options = options
-        if options.engine is None:
-            from featinv_fast.demo.builtin import load_engine
-
-            self.engine: EngineFolder = load_engine()
-        else:
-            self.engine = open_engine(options.engine)
+        self.engine = engine
         self.device = resolve_device(options.device)
         for setting in options.settings:  # before anything is loaded
-            arguments.step_table(self.engine.manifest.sampling, setting.sampler, setting.steps, 0.0)
+            self._sampling(setting)
         asked = options.backends or tuple(BACKENDS)
         self.refused: dict[str, list[str]] = {}
         self.runtimes: dict[str, Runtime] = {}
         for name in asked:
             try:
-                self.runtimes[name] = self._open(name, options.precision, options.of_torch if name == REFERENCE else {})
+                self.runtimes[name] = self._open(name, options.precision, options.of_torch if name == TORCH else {})
             except BackendUnavailableError as error:
                 self.refused[name] = error.reasons[name]
         if not self.runtimes:
             raise BackendUnavailableError(
-                "no backend that was asked for can run this engine",
+                "no backend that was asked for can run this engine here"
+                if options.backends
+                else "no backend can run this engine here",
                 given=f"device {self.device}, backends {', '.join(asked)}",
                 reasons=self.refused,
                 remedy="see `featinv doctor`",
@@ -175,8 +114,12 @@ class Bench:
                         append(self.options.out, row)
                     yield row
 
+    def _sampling(self, setting: Setting) -> Sampling:
+        manifest = self.engine.manifest
+        return resolve(manifest.sampling, manifest.model, **dataclasses.asdict(setting))
+
     def _open(self, backend: str, precision: str, more: Mapping[str, Any]) -> Runtime:
-        device, threads = str(self.device), self.options.threads
+        device, threads = str(self.device), None if backend in WITHOUT_THREADS else self.options.threads
         return Runtime(self.engine, backend=backend, device=device, precision=precision, threads=threads, **more)
 
     def _maps(self, count: int) -> Tensor:
@@ -199,14 +142,15 @@ class Bench:
 
     def _reference(self, setting: Setting) -> Tensor:
         """The first images after a few steps: torch in fp32, one by one, as plainly as it can."""
-        runtime = self._open(REFERENCE, Precision.FP32, {"kernels": "off", "cuda_graphs": "off"})
+        runtime = self._open(TORCH, Precision.FP32, {"kernels": "off", "cuda_graphs": "off"})
         found = self._invert(runtime, setting, GATE_ROWS, steps=GATE_STEPS, batch_size=1, output_type="torch")
         return found.images
 
     def _compare(self, setting: Setting, batch: int, expected: Tensor) -> list[Contender]:
         """Gate, warm up and time every backend at one batch size."""
-        sampler, table = arguments.step_table(self.engine.manifest.sampling, setting.sampler, setting.steps, 0.0)
-        what = {"sampler": sampler, "steps": len(table), "batch": batch, "rounds": self.options.rounds}
+        sampling = self._sampling(setting)
+        steps = len(sampling.table)
+        what = {"sampler": sampling.sampler, "steps": steps, "batch": batch, "rounds": self.options.rounds}
         contenders = [
             Contender(runtime=runtime, row={"backend": name, **what, "warm_up": self.options.warm_up})
             for name, runtime in self.runtimes.items()
@@ -217,7 +161,7 @@ class Bench:
         for contender in (c for c in contenders if c.runs):
             with _failures_noted(contender):
                 self._warm_up(contender, setting, batch)
-        shown = f"{sampler}:{len(table)}, batch {batch}"
+        shown = f"{sampling.sampler}:{steps}, batch {batch}"
         for _ in tqdm(range(self.options.rounds), desc=shown, leave=False, disable=not self.options.progress):
             for contender in (c for c in contenders if c.runs):
                 with _failures_noted(contender):
@@ -264,9 +208,19 @@ class Bench:
         flags = self._invert(runtime, setting, batch).flags
         seconds = time.perf_counter() - start
         if flags.batch_size < batch:
-            raise FeatInvError("memory ran out", given=f"{batch} images at once", expected=f"{flags.batch_size}")
+            raise FeatInvError(
+                "memory ran out",
+                given=f"{batch} images at once",
+                expected=f"at most {flags.batch_size}, which fit",
+                remedy="leave this batch size out",
+            )
         if flags.recomputed:
-            raise FeatInvError(f"{len(flags.recomputed)} rows overflowed and were computed again in fp32")
+            raise FeatInvError(
+                "rows overflowed and were computed again in fp32",
+                given=f"{len(flags.recomputed)} of {batch} rows, in {flags.precision}",
+                expected="a precision that holds what the networks compute",
+                remedy="time the engine in fp32 or bf16",
+            )
         return seconds
 
 
@@ -276,7 +230,8 @@ def _failures_noted(contender: Contender) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001 - backends raise what their libraries raise
-        contender.row["error"] = f"{type(error).__name__}: {error}"
+        said = error.message(command_line=True) if isinstance(error, FeatInvError) else str(error)
+        contender.row["error"] = f"{type(error).__name__}: {said}"
 
 
 def _results(contender: Contender, baseline: Contender, batch: int) -> Row:
@@ -295,7 +250,7 @@ def _results(contender: Contender, baseline: Contender, batch: int) -> Row:
 
 def append(path: Path, row: Row) -> None:
     """Append one row to a JSONL file."""
-    with path.open("a", encoding="utf-8") as file:
+    with file_errors(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 

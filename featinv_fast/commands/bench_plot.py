@@ -28,7 +28,12 @@ def bench_plot(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
     """
     timed = sorted((row for row in rows if "seconds" in row), key=lambda row: row["batch"])
     if not timed:
-        raise ArgumentError("there is nothing to plot", given="no row with a time", expected="at least one")
+        raise ArgumentError(
+            "there is nothing to plot",
+            given="no row with a time",
+            expected="at least one",
+            remedy="see why none was timed",
+        )
     lines: dict[str, list[Mapping[str, Any]]] = {}
     for row in timed:
         lines.setdefault(f"{row['backend']} {row['precision']}, {row['sampler']}:{row['steps']}", []).append(row)

@@ -2,54 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 from featinv_fast import demo
-from featinv_fast.errors import ArgumentError
+from featinv_fast.checks import file_errors, output_folder
+from featinv_fast.commands.demo_options import DemoOptions
 from featinv_fast.evaluate import Example, Kind, Picture, Report, evaluate, picture_page
 from featinv_fast.runtime import Runtime
 
 # Strips of scenes side by side, from as many scenes on.
 TWO_STRIPS = 4
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DemoOptions:
-    """What to show.
-
-    Attributes:
-        out: the picture's file.
-        count: number of scenes.
-        first: number of the first scene of the test split.
-        seed: of the first scene's noise.
-        progress: show a count on stderr.
-        force: replace a file of that name.
-
-    Raises:
-        ArgumentError: the file is there already, has no name of a picture, or a number is out of range.
-    """
-
-    out: Path
-    count: int = 8
-    first: int = 0
-    seed: int = 0
-    progress: bool = True
-    force: bool = False
-
-    def __post_init__(self) -> None:
-        if self.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-            raise ArgumentError("this is no name of a picture", given=self.out, expected="a name such as demo.png")
-        if self.out.exists() and not self.force:
-            raise ArgumentError(
-                "the picture is there already",
-                given=self.out,
-                expected="the name of a file that does not exist",
-                remedy="name another, or pass --force",
-            )
-        if self.count < 1:
-            raise ArgumentError("the number of scenes is out of range", given=self.count, expected="at least 1")
 
 
 def show(runtimes: Sequence[Runtime], options: DemoOptions) -> Report:
@@ -67,7 +29,15 @@ def show(runtimes: Sequence[Runtime], options: DemoOptions) -> Report:
         MissingPackageError: timm is not installed.
         EngineNotFoundError: the package was installed without its backbone.
     """
-    options.out.parent.mkdir(parents=True, exist_ok=True)  # before the work: where this fails, the work would be lost
+    with output_folder(options.out.parent):  # before the work: where this fails, the work would be lost
+        report = _evaluated(runtimes, options)
+        across = 1 if options.count < TWO_STRIPS else 2
+        with file_errors(options.out):
+            picture_page(report.pictures, across=across).save(options.out)
+    return report
+
+
+def _evaluated(runtimes: Sequence[Runtime], options: DemoOptions) -> Report:
     scenes = demo.load_scenes(options.count, first=options.first)
     examples = [
         Example(image=image, name=demo.CLASS_NAMES[label], label=demo.CLASS_NAMES[label])
@@ -78,10 +48,7 @@ def show(runtimes: Sequence[Runtime], options: DemoOptions) -> Report:
         evaluate(runtime, backbone, examples, seed=options.seed, pictures=options.count, progress=options.progress)
         for runtime in runtimes
     ]
-    report = _joined(reports)
-    across = 1 if options.count < TWO_STRIPS else 2
-    picture_page(report.pictures, across=across).save(options.out)
-    return report
+    return _joined(reports)
 
 
 def _joined(reports: Sequence[Report]) -> Report:

@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import itertools
 import platform
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from featinv_fast.backends import BACKENDS, Request, preferred, reasons_against
 from featinv_fast.commands.measuring import package_versions, processor
-from featinv_fast.engine import open_engine
+from featinv_fast.engine import EngineFolder
 from featinv_kernels import support_table
 
 
-def doctor(engine: Path | None = None) -> dict[str, Any]:
+def doctor(engine: EngineFolder | None = None) -> dict[str, Any]:
     """What can run here, as plain data.
 
     Args:
-        engine: an engine folder to check and to judge the backends by; without it they are judged for any engine.
+        engine: an engine to judge the backends by; without it they are judged for any engine.
 
     Returns:
         "system", "packages" (name -> version or None), "gpus", "backends" (device -> backend -> reasons against it),
         "kernels" (the support table of the fused operations) and, for an engine, "engine" and "automatic" (device ->
         the backend that is taken where none is named, or None).
-
-    Raises:
-        EngineError: the engine cannot be opened.
     """
     devices = [torch.device("cpu"), torch.device("cuda")]
     report: dict[str, Any] = {
@@ -46,15 +42,14 @@ def doctor(engine: Path | None = None) -> dict[str, Any]:
         "kernels": support_table(),
     }
     if engine is not None:
-        folder = open_engine(engine)
-        manifest = folder.manifest
+        manifest = engine.manifest
         report["engine"] = {
-            "path": str(folder.path),
+            "path": str(engine.path),
             "name": manifest.name,
             "precision": str(manifest.precision),
             "files": {name: info.size for name, info in manifest.files.items()},
         }
-        report["backends"] = {device.type: reasons_against(Request(engine=folder, device=device)) for device in devices}
+        report["backends"] = {device.type: reasons_against(Request(engine=engine, device=device)) for device in devices}
         report["automatic"] = {d.type: preferred(d, report["backends"][d.type]) for d in devices}
     return report
 

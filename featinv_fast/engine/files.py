@@ -30,7 +30,9 @@ def real_path(path: str | os.PathLike[str]) -> Path:
     try:
         return Path(os.path.realpath(path))
     except ValueError as error:
-        raise ArgumentError("this is not a path", given=repr(path), expected="a path of this system") from error
+        raise ArgumentError(
+            "this is not a path", given=repr(path), expected="a path of this system", remedy="name another"
+        ) from error
 
 
 def set_aside_path(folder: Path) -> Path:

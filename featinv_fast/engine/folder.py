@@ -103,7 +103,7 @@ def open_engine(path: str | os.PathLike[str], *, hard_links: bool = False) -> En
     """
     folder = real_path(path)
     try:
-        _require_engine(folder)
+        require_engine(folder)
         content = _checked_manifest(folder, hard_links=hard_links)
         manifest = Manifest.from_json(content)
         _check_files(folder, manifest, hard_links=hard_links)
@@ -114,8 +114,13 @@ def open_engine(path: str | os.PathLike[str], *, hard_links: bool = False) -> En
     return EngineFolder(folder, manifest, manifest_checksum(content))
 
 
-def _require_engine(folder: Path) -> None:
-    """Refuse a folder that holds neither a manifest nor its checksum, or that an interrupted export left."""
+def require_engine(path: str | os.PathLike[str]) -> None:
+    """Refuse a folder that holds neither a manifest nor its checksum, or that an interrupted export left.
+
+    Raises:
+        EngineNotFoundError: that is so.
+    """
+    folder = real_path(path)
     if folder.name.endswith((PARTIAL_SUFFIX, PREVIOUS_SUFFIX)):
         raise EngineNotFoundError(
             "this folder was left by an interrupted export",

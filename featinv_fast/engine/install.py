@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from featinv_fast.checks import file_errors, require_writable
 from featinv_fast.engine.files import (
     LOCK_SUFFIX,
     PARTIAL_SUFFIX,
@@ -146,6 +147,18 @@ def _recover(destination: Path) -> None:
             if leftover.fullmatch(name):
                 # One that cannot be deleted (it is another user's) is in nobody's way.
                 shutil.rmtree(destination.with_name(name), ignore_errors=True)
+
+
+def require_destination(destination: str | os.PathLike[str], *, force: bool) -> None:
+    """Refuse a destination that `staging` would refuse, before the work that comes before it.
+
+    Raises:
+        EngineExistsError: it exists and may not be replaced.
+        FileError: nothing can be made there.
+    """
+    require_writable(destination)
+    with file_errors(destination):
+        _refuse_to_overwrite(real_path(destination), force=force)
 
 
 def _refuse_to_overwrite(destination: Path, *, force: bool) -> None:

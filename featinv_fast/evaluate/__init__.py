@@ -11,13 +11,14 @@ from featinv_fast.evaluate.frechet import (
     frechet_distance,
 )
 from featinv_fast.evaluate.html_page import html_page
-from featinv_fast.evaluate.inputs import Example, Inverter, Setting
+from featinv_fast.evaluate.inputs import Example, Inverter
 from featinv_fast.evaluate.metrics import CosineSummary, FeatureCosine, TopKMatch
 from featinv_fast.evaluate.pages import Panel, contact_sheet, picture_page
 from featinv_fast.evaluate.plots import quality_plot, require_matplotlib
 from featinv_fast.evaluate.reconstruct import EvaluationInterrupted, evaluate
 from featinv_fast.evaluate.report import Distance, Item, Kind, Picture, Report, Row
 from featinv_fast.evaluate.tables import group_cells, markdown, note_lines, summary_cells
+from featinv_fast.samplers import Setting
 
 __all__ = [
     "WORLD_DISTANCE",

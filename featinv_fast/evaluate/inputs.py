@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from featinv_fast.config import FeatureLayout
-from featinv_fast.errors import ArgumentError, ArgumentTypeError
+from featinv_fast.errors import ArgumentTypeError
 from featinv_fast.runtime import Inversion
 
 
@@ -36,35 +36,6 @@ class Inverter(Protocol):
     ) -> Inversion:
         """Images of feature maps; see `Runtime.invert`."""
         ...
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Setting:
-    """How to sample. None stands for the engine's default."""
-
-    sampler: str | None = None
-    steps: int | None = None
-    guidance_scale: float | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Setting:
-        """The setting written as "sampler", "sampler:steps" or "sampler:steps:guidance"; an empty part is None.
-
-        Raises:
-            ArgumentError: another form.
-        """
-        parts = text.split(":")
-        try:
-            sampler, steps, guidance = (*parts, *[""] * (3 - len(parts)))
-            return cls(
-                sampler=sampler or None,
-                steps=int(steps) if steps else None,
-                guidance_scale=float(guidance) if guidance else None,
-            )
-        except ValueError:
-            raise ArgumentError(
-                "unreadable setting", given=repr(text), expected="sampler:steps:guidance, such as ddim:50:1.75 or lcm:4"
-            ) from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

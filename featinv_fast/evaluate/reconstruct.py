@@ -13,22 +13,25 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from featinv_fast.checks import count
 from featinv_fast.errors import ArgumentError, FeatInvError
 from featinv_fast.evaluate.classifier import Classifier, comparable_maps
 from featinv_fast.evaluate.floor import Floor
 from featinv_fast.evaluate.frechet import FeatureSpace, FrechetDistance
-from featinv_fast.evaluate.inputs import Example, Inverter, Setting, batches
+from featinv_fast.evaluate.inputs import Example, Inverter, batches
 from featinv_fast.evaluate.report import Item, Kind, Picture, Report
 from featinv_fast.evaluate.rows import ORIGINALS, make_rows
 from featinv_fast.evaluate.series import Seen, Series
 from featinv_fast.features import center_crop
-from featinv_fast.runtime import arguments
+from featinv_fast.samplers import Setting
 from featinv_kernels import to_uint8
 from featinv_kernels.torch_state import neutral_torch_state
 
 
 class EvaluationInterrupted(KeyboardInterrupt):
     """Ctrl-C inside `evaluate`. `report` covers what was done by then; None where that was nothing."""
+
+    command_message = "interrupted"  # nobody can look into `.report` there
 
     def __init__(self, report: Report | None) -> None:
         self.report = report
@@ -83,7 +86,7 @@ def evaluate(
     """
     if not settings:
         raise ArgumentError("there are no settings to evaluate", given=[], expected="at least one Setting")
-    batch_size = arguments.count("batch_size", batch_size)
+    batch_size = count("batch_size", batch_size)
     run = _Evaluation(runtime, backbone, judge or backbone, settings, autoencoder, spaces, seed, pictures)
     try:
         with _progress_bar(shown=progress) as advance:

@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from featinv_fast.checks import file_errors, output_folder
 from featinv_fast.config import to_dict
 from featinv_fast.evaluate.metrics import CosineSummary
 
@@ -166,10 +167,9 @@ class Report:
         Returns:
             Their paths.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        report, items = folder / "report.json", folder / "images.jsonl"
-        report.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        lines = [json.dumps(to_dict(item), allow_nan=False) + "\n" for item in self.items]
-        items.write_text("".join(lines), encoding="utf-8")
+        with output_folder(folder) as made, file_errors(made):
+            report, items = made / "report.json", made / "images.jsonl"
+            report.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            lines = [json.dumps(to_dict(item), allow_nan=False) + "\n" for item in self.items]
+            items.write_text("".join(lines), encoding="utf-8")
         return [report, items]

@@ -66,4 +66,4 @@ def _from_numpy(array: np.ndarray, name: str) -> torch.Tensor:
 
 
 def _refusal(name: str, given: str, remedy: str) -> ArgumentTypeError:
-    return ArgumentTypeError(f"{name} cannot be used as features", given=given, expected=_EXPECTED, remedy=remedy)
+    return ArgumentTypeError(f"{name} cannot be read as feature maps", given=given, expected=_EXPECTED, remedy=remedy)

@@ -84,7 +84,7 @@ def _named_layout(layout: FeatureLayout | str | None, spec: FeatureSpec) -> Feat
     if named is FeatureLayout.POOLED and spec.layout is not FeatureLayout.POOLED:
         raise FeatureLayoutError(
             "this engine was not trained on pooled features",
-            given="layout='pooled'",
+            given="layout pooled",
             expected=_described(spec),
             remedy="pass the spatial map, or use an engine trained on pooled features",
         )
@@ -105,6 +105,7 @@ def _normalise_array(features: Any, spec: FeatureSpec, layout: FeatureLayout | N
             given=f"shape {_written(shape)}",
             expected=f"one of {', '.join(map(str, readings))} for {_described(spec)}",
             remedy="name it with layout=",
+            command_remedy="name it with --layout",
         )
     return _arranged(tensor, readings[0], spec)
 

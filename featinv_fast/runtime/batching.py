@@ -88,10 +88,12 @@ class Executor:
             overflowed = self._compute(overflowed, size, session, begin)
         return {
             row: NumericalError(
-                f"row {row} gave NaN or infinite values in fp32",
+                "gave NaN or infinite values in fp32",
+                subject=f"row {row}",
                 given="an input that the networks amplify beyond fp32",
                 expected="finite values",
                 remedy="check the scale of the input, or lower strength and guidance_scale",
+                command_remedy="check the scale of the input, or lower --strength and --guidance-scale",
             )
             for row in overflowed
         }

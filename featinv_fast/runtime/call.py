@@ -105,7 +105,8 @@ class Call:
         errors = dict(self.errors)
         for row in self.pending:
             errors[row] = FeatInvError(
-                "this row was not computed",
+                "was not computed",
+                subject=f"row {row}",
                 given="a call that was stopped",
                 expected="a call that ends",
                 remedy="run it again",
@@ -139,10 +140,12 @@ def non_finite_errors(maps: Tensor) -> dict[int, NonFiniteFeatureError]:
     """For each item of `maps` [B, C, H, W] that holds NaN or infinite values, what to say of it."""
     return {
         item: NonFiniteFeatureError(
-            f"feature map {item} holds NaN or infinite values",
+            "holds NaN or infinite values",
+            subject=f"feature map {item}",
             given=f"{int((~torch.isfinite(maps[item])).sum())} of {maps[item].numel()} values",
             expected="finite values",
             remedy="leave the map out, or pass errors='return' to invert the others",
+            command_remedy="leave the map out; the others are inverted without it",
         )
         for item in non_finite_items(maps)
     }

@@ -161,6 +161,7 @@ class GraphLoop(Loop):
             given=f"cuda_graphs={str(self.mode)!r}, device {self.session.device}",
             reasons={self.session.backend: reasons},
             remedy="use cuda_graphs='auto' or 'off', or the torch backend on an NVIDIA GPU",
+            command_remedy="leave out --cuda-graphs, or name --backend torch on an NVIDIA GPU",
         )
 
     def _replay(

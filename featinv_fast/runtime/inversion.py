@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from featinv_fast.checks import count, file_errors, output_folder
 from featinv_fast.config import to_dict
 from featinv_fast.errors import ArgumentError, FeatInvError
 from featinv_kernels import to_uint8
@@ -108,13 +109,15 @@ class Inversion:
         """All images side by side on one sheet; the place of a failed row stays grey.
 
         Raises:
-            ArgumentError: there are no images.
+            ArgumentError: there are no images, or less than one column.
         """
         images = self.to_pil()
         done = [image for image in images if image is not None]
         if not done:
-            raise ArgumentError("there is nothing to show", given="no image", expected="at least one image")
-        columns = columns or math.ceil(math.sqrt(len(images)))
+            raise ArgumentError(
+                "there is nothing to show", given="no image", expected="at least one image", remedy="see .errors"
+            )
+        columns = math.ceil(math.sqrt(len(images))) if columns is None else count("columns", columns)
         width, height = done[0].size
         sheet = Image.new("RGB", (columns * width, math.ceil(len(images) / columns) * height), (127, 127, 127))
         for row, image in enumerate(images):
@@ -134,11 +137,14 @@ class Inversion:
 
         Raises:
             ArgumentError: there are no images, or another number of names than of rows.
+            FileError: the folder or a file cannot be written.
         """
         names = [f"{row:06d}" for row in range(len(self))] if names is None else names
-        paths = self.save_images(folder, names)
-        record = {"flags": to_dict(self.flags), "items": self.items(names)}
-        (Path(folder) / "inversion.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        with output_folder(folder) as made:
+            paths = self.save_images(made, names)
+            record = {"flags": to_dict(self.flags), "items": self.items(names)}
+            with file_errors(made):
+                (made / "inversion.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         return paths
 
     def save_images(self, folder: str | os.PathLike[str], names: Sequence[str]) -> list[Path]:
@@ -148,15 +154,20 @@ class Inversion:
             ArgumentError: there are no images, or another number of names than of rows.
         """
         if len(names) != len(self):
-            raise ArgumentError("the number of names is not the number of rows", given=len(names), expected=len(self))
+            raise ArgumentError(
+                "the number of names is not the number of rows",
+                given=len(names),
+                expected=len(self),
+                remedy="name each row",
+            )
         images = self.to_pil()
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         paths = []
-        for name, image in zip(names, images, strict=True):
-            if image is not None:
-                paths.append(folder / f"{name}.png")
-                image.save(paths[-1])
+        with output_folder(folder) as made:
+            for name, image in zip(names, images, strict=True):
+                if image is not None:
+                    paths.append(made / f"{name}.png")
+                    with file_errors(paths[-1]):
+                        image.save(paths[-1])
         return paths
 
     def items(self, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -169,6 +180,8 @@ class Inversion:
 
 class InversionInterrupted(KeyboardInterrupt):
     """Ctrl-C inside `Runtime.invert`. `finished` holds the rows that were done by then."""
+
+    command_message = "interrupted"  # nobody can look into `.finished` there
 
     def __init__(self, finished: Inversion) -> None:
         self.finished = finished

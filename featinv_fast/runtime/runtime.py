@@ -7,10 +7,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from featinv_fast.backends import Request, Session, reasons_against, resolve_device
+from featinv_fast.checks import choice, count
+from featinv_fast.checks.options import check_running, without_effect
 from featinv_fast.config import FeatureLayout, Precision, to_dict
 from featinv_fast.engine import EngineFolder, open_engine
 from featinv_fast.errors import NumericalError, OutOfMemoryError
@@ -21,6 +24,7 @@ from featinv_fast.runtime.call import Call, non_finite_errors, progress_bar
 from featinv_fast.runtime.graph_loop import CudaGraphs, GraphLoop, Loop
 from featinv_fast.runtime.inversion import Inversion, InversionInterrupted, OutputType, RunFlags, convert_images
 from featinv_fast.runtime.sampling import make_plan
+from featinv_fast.samplers import resolve
 from featinv_kernels.torch_state import neutral_torch_state
 
 PRECISIONS = ("auto", *Precision)
@@ -53,7 +57,8 @@ class Runtime:
             until a GPU has shown that it pays.
 
     Raises:
-        ArgumentError: no such device, precision, kernels or use of graphs.
+        ArgumentError: no such backend, device, precision, kernels or use of graphs, or options that the backend that
+            was asked for does not obey.
         EngineNotFoundError, EngineIntegrityError, EngineFormatError: the engine cannot be opened.
         BackendUnavailableError: no backend, or not the one that was asked for, can run it here.
         OutOfMemoryError: the engine does not fit into memory.
@@ -74,6 +79,15 @@ class Runtime:
         compiled: bool = False,
         two_streams: bool = False,
     ) -> None:
+        precision = choice("precision", precision, PRECISIONS)
+        check_running(
+            backend=backend,
+            threads=threads,
+            kernels=kernels,
+            cuda_graphs=cuda_graphs,
+            compiled=compiled,
+            two_streams=two_streams,
+        )
         if engine is None:
             from featinv_fast.demo.builtin import load_engine
 
@@ -82,14 +96,14 @@ class Runtime:
         self._request = Request(
             engine=self.engine,
             device=resolve_device(device),
-            precision=None if precision == "auto" else arguments.choice("precision", precision, PRECISIONS),
-            threads=None if threads is None else arguments.count("threads", threads),
+            precision=None if precision == "auto" else Precision(precision),
+            threads=threads,
             trust_engine=trust_engine,
             kernels=kernels,
             compiled=compiled,
             two_streams=two_streams,
         )
-        self._cuda_graphs = CudaGraphs(arguments.choice("cuda_graphs", cuda_graphs, CudaGraphs))
+        self._cuda_graphs = CudaGraphs(cuda_graphs)
         self._executor = Executor(self._request, backend)
         self._loop = GraphLoop(self._executor.session, self._cuda_graphs, self.engine.manifest.max_batch)
 
@@ -165,24 +179,35 @@ class Runtime:
             FeatureShapeError, FeatureLayoutError, ArgumentTypeError: the features do not fit the engine.
             NonFiniteFeatureError: a map holds NaN or infinite values.
             NumericalError: a row overflowed even in fp32; the other rows are in its `finished`.
-            ArgumentError: an argument outside its range; the message names the range.
+            ArgumentError: an argument outside its range; the message names the range. Or one that would have no effect,
+                as `unconditional_strength` with guidance 1, or a seed beside `latents` where no step draws noise.
             OutOfMemoryError: not even one image fits into memory; the rows done before are in its `finished`.
             InversionInterrupted: Ctrl-C; the finished rows are in its `finished`.
             BackendUnavailableError: this process was forked from the one that made the Runtime.
         """
         self._executor.refuse_fork()
         manifest = self.engine.manifest
-        output = arguments.choice("output_type", output_type, OutputType)
-        raising = arguments.choice("errors", errors, ("raise", "return")) == "raise"
-        samples = arguments.count("samples", samples)
-        sampler, table = arguments.step_table(manifest.sampling, sampler, steps, eta)
-        scale = manifest.sampling.guidance_scale if guidance_scale is None else guidance_scale
-        scale = arguments.finite("guidance_scale", scale)
-        strength = arguments.finite("strength", strength)
-        if unconditional_strength is None:
-            unconditional_strength = manifest.sampling.unconditional_strength
-        unconditional_strength = arguments.finite("unconditional_strength", unconditional_strength)
-        size = arguments.count("batch_size", self._executor.usual_batch if batch_size is None else batch_size)
+        output = choice("output_type", output_type, OutputType)
+        raising = choice("errors", errors, ("raise", "return")) == "raise"
+        samples = count("samples", samples)
+        sampling = resolve(
+            manifest.sampling,
+            manifest.model,
+            steps=steps,
+            sampler=sampler,
+            guidance_scale=guidance_scale,
+            strength=strength,
+            guess_mode=guess_mode,
+            unconditional_strength=unconditional_strength,
+            eta=eta,
+        )
+        if latents is not None and not sampling.draws_noise and (np.ndim(seed) > 0 or seed != 0):
+            raise without_effect(
+                {"seed": seed},
+                f"latents are the start noise, and {sampling.sampler} draws no other",
+                expected="latents or a seed, or a sampling that draws noise in its steps, such as eta=1.0",
+            )
+        size = count("batch_size", self._executor.usual_batch if batch_size is None else batch_size)
         maps = normalise(features, manifest.features, layout=layout)
         shape = (len(maps) * samples, *self._latent_shape)
         call = Call(
@@ -202,18 +227,18 @@ class Runtime:
             plan = make_plan(
                 session,
                 manifest.model,
-                table,
-                guidance_scale=scale,
-                strength=strength,
-                guess_mode=guess_mode,
-                unconditional_strength=unconditional_strength,
+                sampling.table,
+                guidance_scale=sampling.guidance_scale,
+                strength=sampling.strength,
+                guess_mode=sampling.guess_mode,
+                unconditional_strength=sampling.unconditional_strength,
             )
             again = session is not self._executor.session
             loop = self._loop if session is self._loop.session else Loop(session)
             return lambda rows: call.compute(loop, plan, rows, advance, again=again)
 
         stopped: BaseException | None = None
-        with self._executor.lock, progress_bar(len(call.pending) * len(table), shown=progress) as advance:
+        with self._executor.lock, progress_bar(len(call.pending) * len(sampling.table), shown=progress) as advance:
             try:
                 call.errors |= self._executor.compute(call.pending, size, begin)
             except (KeyboardInterrupt, OutOfMemoryError) as exception:
@@ -224,9 +249,9 @@ class Runtime:
                 backend=session.backend,
                 device=str(session.device),
                 precision=str(session.precision),
-                sampler=sampler,
-                steps=len(table),
-                guidance_scale=scale,
+                sampler=sampling.sampler,
+                steps=len(sampling.table),
+                guidance_scale=sampling.guidance_scale,
                 batch_size=min(size, self._executor.fitting_batch),
             )
         )
@@ -274,7 +299,7 @@ class Runtime:
         """
         self._executor.refuse_fork()
         forms = [form for form in OutputType if form is not OutputType.LATENT]
-        output = arguments.choice("output_type", output_type, forms)
+        output = choice("output_type", output_type, forms)
         tensor = arguments.float_tensor("latents", latents, (None, *self._latent_shape))
         size = self.engine.manifest.model.image_size
         return convert_images(self._map("decoder", tensor, torch.empty(len(tensor), 3, size, size)), output)
@@ -288,7 +313,7 @@ class Runtime:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FeatureStatisticsWarning)  # blank maps are all zeros
             self.invert(
-                torch.zeros(arguments.count("batch_size", batch_size), spec.channels, *edges),
+                torch.zeros(count("batch_size", batch_size), spec.channels, *edges),
                 layout=FeatureLayout.NCHW,
                 # A graph of the whole loop serves this number of steps and no other.
                 steps=None if self._cuda_graphs is CudaGraphs.LOOP else 1,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from featinv_fast.backends import Session
 from featinv_fast.config import ModelConfig
-from featinv_fast.samplers import StepTable
+from featinv_fast.samplers import StepTable, branches
 from featinv_kernels import sampler_step
 
 # Guess mode weakens the residuals towards the finest level (ControlNet, arXiv 2302.05543, public code).
@@ -48,24 +48,24 @@ def make_plan(
 ) -> Plan:
     """Compute the constants of a run.
 
-    Guidance 1 needs no unconditional branch, and a U-Net with a guidance embedding takes the scale as an input.
+    A U-Net with a guidance embedding takes the scale as an input.
     """
     timesteps = torch.tensor(table.timesteps, dtype=torch.float32, device=session.device)
     embedded = config.guidance_embedding_channels > 0
     step_inputs = (timesteps, torch.full_like(timesteps, guidance_scale)) if embedded else (timesteps,)
-    branches = 1 if embedded or guidance_scale == 1.0 else 2
+    passes = branches(config, guidance_scale)
     return Plan(
         table=table,
         time_bias=session.run("time_embedding", *step_inputs),
         coefficients=torch.tensor(table.coefficients, dtype=torch.float32, device=session.device),
         control_scales=control_scales(
             config.control_count,
-            branches=branches,
+            branches=passes,
             strength=strength,
             guess_mode=guess_mode,
             unconditional_strength=unconditional_strength,
         ).to(session.device),
-        guidance_scale=None if branches == 1 else torch.tensor(guidance_scale, device=session.device),
+        guidance_scale=None if passes == 1 else torch.tensor(guidance_scale, device=session.device),
     )
 
 

@@ -10,7 +10,9 @@ from PIL import Image
 
 from featinv_fast import Runtime
 from featinv_fast.cli import shared
-from featinv_fast.commands.bench import Bench, BenchOptions
+from featinv_fast.commands.bench import Bench
+from featinv_fast.commands.bench_options import BenchOptions
+from featinv_fast.engine import open_engine
 from featinv_fast.errors import ArgumentError
 from featinv_fast.rewrites.fused_ops import LAYER_OPS
 
@@ -120,14 +122,14 @@ def test_bench_asks_torch_alone_for_kernels(featinv, tiny_engine):
     assert answer.code == 3
     assert {row["backend"] for row in answer.json["rows"]} == {"onnxruntime"}
     assert "NVIDIA" in answer.json["refused"]["torch"][0]
-    for option in ({"kernels": "triton"}, {"cuda_graphs": "off"}, {"compiled": True}, {"two_streams": True}):
+    for option in ({"kernels": "triton"}, {"cuda_graphs": "step"}, {"compiled": True}, {"two_streams": True}):
         with pytest.raises(ArgumentError, match="of the torch backend"):
-            BenchOptions(engine=tiny_engine, backends=("onnxruntime",), **option)
+            BenchOptions(backends=("onnxruntime",), **option)
 
 
 def test_the_reference_of_a_benchmark_is_as_plain_as_can_be(tiny_engine, runtimes):
-    options = BenchOptions(engine=tiny_engine, backends=("torch",), batch_sizes=(1,), kernels="torch", threads=1)
-    bench = Bench(options)
+    options = BenchOptions(backends=("torch",), batch_sizes=(1,), kernels="torch", threads=1)
+    bench = Bench(options, open_engine(tiny_engine))
     bench._reference(options.settings[0])
     (contender, _), (reference, asked) = runtimes
     assert contender.info["kernels"] == dict.fromkeys(LAYER_OPS, "torch")

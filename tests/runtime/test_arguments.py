@@ -13,12 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featinv_fast import Runtime
-from featinv_fast.config import SamplingConfig
+from featinv_fast.backends import BACKENDS
+from featinv_fast.checks import count, finite, options
+from featinv_fast.config import ModelConfig, SamplingConfig
 from featinv_fast.engine import open_engine
 from featinv_fast.errors import ArgumentError, ArgumentTypeError
-from featinv_fast.runtime.arguments import LARGEST_SEED, USUAL_STEPS, count, finite, seeds, step_table
+from featinv_fast.runtime.arguments import LARGEST_SEED, seeds
+from featinv_fast.runtime.graph_loop import CudaGraphs
 from featinv_fast.runtime.sampling import control_scales
-from featinv_fast.samplers import SAMPLERS
+from featinv_fast.samplers import SAMPLERS, USUAL_STEPS, resolve
 
 
 @pytest.mark.parametrize(
@@ -168,7 +171,77 @@ def test_the_unconditional_branch_may_be_without_features(tiny_engine, restage, 
 
 def test_another_sampler_takes_its_usual_steps_not_the_engines():
     defaults = SamplingConfig(sampler="ddim", steps=50)
-    assert len(step_table(defaults, None, None, 0.0)[1]) == 50
-    assert len(step_table(defaults, "lcm", None, 0.0)[1]) == 4
-    assert len(step_table(defaults, "dpm++2m", None, 0.0)[1]) == 20
-    assert len(step_table(defaults, "lcm", 7, 0.0)[1]) == 7
+    for asked, steps in (
+        ({}, 50),
+        ({"sampler": "lcm"}, 4),
+        ({"sampler": "dpm++2m"}, 20),
+        ({"sampler": "lcm", "steps": 7}, 7),
+    ):
+        assert len(resolve(defaults, ModelConfig(), **asked).table) == steps
+
+
+REFUSED = [
+    ({"unconditional_strength": 0.5, "guidance_scale": 1.0}, "no unconditional branch with guidance_scale=1"),
+    ({"unconditional_strength": 0.5, "guidance_scale": 3.0, "guess_mode": True}, "guess mode gives"),
+    ({"latents": None, "seed": 3}, "latents are the start noise"),
+    ({"latents": None, "seed": [0]}, "latents are the start noise"),
+    ({"eta": 0.5, "sampler": "dpm++2m"}, "has no eta"),
+]
+
+
+@pytest.mark.parametrize(("options", "says"), REFUSED)
+def test_options_that_would_have_no_effect_are_refused(tiny_engine, tiny_maps, options, says):
+    runtime = Runtime(tiny_engine, backend="torch")
+    if "latents" in options:
+        options = {**options, "latents": torch.zeros(1, 4, 8, 8)}
+    with pytest.raises(ArgumentError, match=says) as caught:
+        runtime.invert(tiny_maps[:1], steps=1, **options)
+    assert "leave " in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"unconditional_strength": 1.0, "guidance_scale": 1.0},  # neutral
+        {"guess_mode": True, "guidance_scale": 1.0},  # weakens the residuals in the one branch
+        {"latents": torch.zeros(1, 4, 8, 8), "seed": 0},
+        {"latents": torch.zeros(1, 4, 8, 8), "seed": 3, "eta": 1.0, "steps": 2},  # the steps draw noise
+        {"strength": 1.0, "eta": 0.0},
+    ],
+)
+def test_neutral_values_and_what_has_an_effect_are_taken(tiny_engine, tiny_maps, options):
+    runtime = Runtime(tiny_engine, backend="torch", threads=1)
+    assert runtime.invert(tiny_maps[:1], output_type="latent", **{"steps": 1, **options}).ok.all()
+
+
+def test_the_engines_own_defaults_are_not_options_that_were_given():
+    own = SamplingConfig(guidance_scale=1.0, unconditional_strength=0.0)
+    assert resolve(own, ModelConfig()).unconditional_strength == 0.0
+    assert resolve(own, ModelConfig(), unconditional_strength=0.0).guidance_scale == 1.0
+    embedded = ModelConfig(guidance_embedding_channels=256)
+    with pytest.raises(ArgumentError, match="takes the guidance scale as an input"):
+        resolve(SamplingConfig(), embedded, unconditional_strength=0.5)
+    with pytest.raises(ArgumentTypeError, match="guess_mode"):
+        resolve(own, ModelConfig(), guess_mode="no")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "option", [{"compiled": True}, {"two_streams": True}, {"cuda_graphs": "step"}, {"kernels": "x"}]
+)
+def test_options_of_the_torch_backend_are_refused_on_others(tiny_engine, option):
+    with pytest.raises(ArgumentError, match="would have no effect: the backend is 'onnxruntime'"):
+        Runtime(tiny_engine, backend="onnxruntime", **option)
+
+
+def test_what_contradicts_is_refused_before_the_engine_is_opened():
+    with pytest.raises(ArgumentError, match="would have no effect: the backend 'tensorrt' computes on a GPU"):
+        Runtime("missing.engine", backend="tensorrt", threads=2)
+    with pytest.raises(ArgumentError, match="one stream"):
+        Runtime("missing.engine", compiled=True, two_streams=True)
+    with pytest.raises(ArgumentError, match="did you mean onnxruntime"):
+        Runtime("missing.engine", backend="onnxruntme")
+
+
+def test_names_known_before_torch_are_those_of_the_modules_that_need_it():
+    assert tuple(BACKENDS) == options.BACKENDS
+    assert tuple(CudaGraphs) == options.CUDA_GRAPHS

@@ -13,7 +13,7 @@ from PIL import Image
 from featinv_fast import Inversion, Runtime
 from featinv_fast.config import FeatureLayout
 from featinv_fast.engine import open_engine
-from featinv_fast.errors import ArgumentError, FeatInvError, NonFiniteFeatureError
+from featinv_fast.errors import ArgumentError, FeatInvError, FileError, NonFiniteFeatureError
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +170,18 @@ def test_files_with_names(failing, tmp_path):
     with pytest.raises(ArgumentError, match="expected: 3"):
         failing("uint8").save(tmp_path / "other", names=["cat", "dog"])
     assert not (tmp_path / "other").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_said_and_not_left_empty(failing, tmp_path):
+    inversion = failing("uint8")
+    (tmp_path / "file").touch()
+    for folder, says in ((tmp_path / "file", "already"), (tmp_path / "file" / "out", "not a folder")):
+        with pytest.raises(FileError, match=says) as caught:
+            inversion.save(folder)
+        assert caught.value.remedy
+    with pytest.raises(FileError, match="too long"):
+        inversion.save(tmp_path / "new" / "deep", names=["x" * 300] * 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_sheet_of_images(failing, runtimes, tiny_maps):

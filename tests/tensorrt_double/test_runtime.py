@@ -188,7 +188,7 @@ def test_c4_a_plan_for_another_machine_names_what_differs(make_plans, simulation
     assert found[0].startswith(
         f"condition_encoder.plan: {reason.format(tensorrt=simulation.version)}; build plans here"
     )
-    with pytest.raises(BackendUnavailableError, match="not the backend 'tensorrt'"):
+    with pytest.raises(BackendUnavailableError, match="the backend 'tensorrt' cannot run this engine here"):
         Runtime(engine, backend="tensorrt", device="cpu")
     assert Runtime(engine, device="cpu").info["backend"] == "onnxruntime"
 

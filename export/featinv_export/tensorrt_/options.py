@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from featinv_fast.checks.options import without_effect
 from featinv_fast.engine.plans import BatchProfile, HardwareCompatibility, PlanWeights
 from featinv_fast.errors import ArgumentError, ConfigError
 
@@ -49,15 +50,30 @@ class PlanOptions:
     def __post_init__(self) -> None:
         if self.profiles and (self.min_batch, self.optimal_batch, self.max_batch) != (1, None, None):
             raise ArgumentError(
-                "batch sizes were given twice", given="profiles and single batch sizes", expected="one of the two"
+                "batch sizes were given twice",
+                given="profiles and single batch sizes",
+                expected="one of the two",
+                remedy="leave one out",
+            )
+        if not self.build and self.timing_cache is not None:
+            raise without_effect(
+                {"timing_cache": str(self.timing_cache)},
+                "nothing is built, and so nothing is timed",
+                expected="building, which no_build (build=False) forbids",
             )
         if self.optimization_level not in LEVELS:
             raise ArgumentError(
-                "the optimisation level is out of range", given=self.optimization_level, expected="0 to 5"
+                "the optimisation level is out of range",
+                given=self.optimization_level,
+                expected="0 to 5",
+                remedy="choose one of these",
             )
         if self.workspace_mib is not None and self.workspace_mib < 1:
             raise ArgumentError(
-                "the workspace is out of range", given=self.workspace_mib, expected="a number of MiB from 1 on"
+                "the workspace is out of range",
+                given=self.workspace_mib,
+                expected="a number of MiB from 1 on",
+                remedy="choose one",
             )
 
     def batch_profiles(self, optimal_batch: int, max_batch: int) -> tuple[BatchProfile, ...]:
@@ -73,4 +89,6 @@ class PlanOptions:
         try:
             return (BatchProfile(minimum=self.min_batch, optimum=optimum, maximum=largest),)
         except ConfigError as error:
-            raise ArgumentError(error.problem, given=error.given, expected=error.expected) from error
+            raise ArgumentError(
+                error.problem, given=error.given, expected=error.expected, remedy="choose ordered batch sizes"
+            ) from error

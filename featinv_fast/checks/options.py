@@ -1,0 +1,92 @@
+"""Options that contradict one another or would have no effect, known by their names alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from featinv_fast.checks.values import choice, count
+from featinv_fast.errors import ArgumentError
+
+# The backends, in the order in which `featinv doctor` lists them; featinv_fast.backends has what they are.
+BACKENDS = ("torch", "onnxruntime", "onnxruntime-cuda-graphs", "onnxruntime-tensorrt", "tensorrt", "aoti")
+CUDA_GRAPHS = ("auto", "off", "step", "loop")
+TORCH = "torch"
+# Backends without work on the CPU's threads.
+WITHOUT_THREADS = ("tensorrt",)
+
+
+def flag(name: str) -> str:
+    """An argument's name as an option of a command line."""
+    return "--" + name.replace("_", "-")
+
+
+def without_effect(given: Mapping[str, Any], because: str, *, expected: str) -> ArgumentError:
+    """The refusal of options that would be dropped in silence.
+
+    Args:
+        given: names and values of arguments; on a command line they are options of the same names.
+        because: why they would have no effect.
+        expected: with what they would have one.
+    """
+    names = ", ".join(given)
+    return ArgumentError(
+        f"{names} would have no effect: {because}",
+        given=", ".join(f"{name}={value!r}" for name, value in given.items()),
+        expected=expected,
+        remedy=f"leave out {names}",
+        command_remedy=f"leave out {', '.join(map(flag, given))}",
+    )
+
+
+def check_running(
+    *,
+    backend: str,
+    threads: int | None,
+    kernels: str | Mapping[str, str],
+    cuda_graphs: str,
+    compiled: bool,
+    two_streams: bool,
+) -> None:
+    """Refuse what no engine and no machine could serve; see `Runtime` for the arguments.
+
+    Raises:
+        ArgumentError: an unknown name, a number out of range, options that the named backend does not obey.
+    """
+    choice("backend", backend, ("auto", *BACKENDS))
+    choice("cuda_graphs", cuda_graphs, CUDA_GRAPHS)
+    if threads is not None:
+        count("threads", threads)
+    if threads is not None and backend in WITHOUT_THREADS:
+        raise without_effect(
+            {"threads": threads}, f"the backend {backend!r} computes on a GPU alone", expected="another backend"
+        )
+    of_torch = options_of_torch(kernels=kernels, cuda_graphs=cuda_graphs, compiled=compiled, two_streams=two_streams)
+    if of_torch and backend not in ("auto", TORCH):
+        raise without_effect(of_torch, f"the backend is {backend!r}", expected=f"the backend {TORCH!r}")
+    if compiled and two_streams:
+        raise ArgumentError(
+            "compiled graphs run on one stream",
+            given="compiled, two_streams",
+            expected="one of the two",
+            remedy="leave out compiled or two_streams",
+            command_remedy="leave out --compiled or --two-streams",
+        )
+
+
+def options_of_torch(**options: Any) -> dict[str, Any]:
+    """Those of the torch backend's options that ask for something."""
+    return {name: value for name, value in options.items() if value not in ("auto", "off", False)}
+
+
+def check_device(device: str) -> None:
+    """Refuse what is no device that an engine runs on.
+
+    Raises:
+        ArgumentError: another name.
+    """
+    if re.fullmatch(r"auto|(cpu|cuda)(:\d+)?", device) is None:
+        raise ArgumentError(
+            "not a device", given=repr(device), expected="auto, cpu, cuda or cuda:N", remedy="name one of these"
+        )
