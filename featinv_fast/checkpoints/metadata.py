@@ -21,6 +21,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from featinv_fast.checkpoints.listing import short
+from featinv_fast.checkpoints.strict_json import parse_json
 from featinv_fast.config import FeatureSpec, ModelConfig, SamplingConfig, from_dict, to_dict
 from featinv_fast.errors import CheckpointMismatchError, ConfigError
 
@@ -130,12 +132,12 @@ def _reconcile(inferred: ModelConfig, stated: ModelConfig) -> ModelConfig:
 
 
 def _json(key: str, text: str) -> Any:
-    if key == f"{PREFIX}feature_shape" and re.fullmatch(r"\d+x\d+x\d+", text):
+    if key == f"{PREFIX}feature_shape" and re.fullmatch("[0-9]{1,9}(x[0-9]{1,9}){2}", text):
         return [int(number) for number in text.split("x")]
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise _unfit(key, text, "JSON") from None
+        return parse_json(text)
+    except ValueError as error:
+        raise _unfit(key, short(text), f"JSON; {error}") from None
 
 
 def _present(values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

@@ -15,10 +15,12 @@ def parse_json(text: str | bytes) -> Any:
     """The content of a JSON text in UTF-8.
 
     Raises:
-        ValueError: it is no JSON, has a key twice, or is nested too deeply; the message says which.
+        ValueError: it is no JSON, has a key twice, an integer beyond 64 bits, or is nested too deeply; the message says
+            which.
     """
+    text = text.decode() if isinstance(text, bytes) else text
     try:
-        content = json.loads(text.decode() if isinstance(text, bytes) else text, object_pairs_hook=_unique)
+        content = json.loads(text, object_pairs_hook=_unique, parse_int=_integer)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     _check_depth(content)
@@ -32,6 +34,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = [name for name, count in counts.items() if count > 1]
         raise ValueError(f"it has {len(twice)} duplicate keys: {listed(twice)}")
     return entries
+
+
+def _integer(digits: str) -> int:
+    # Larger ones are no count of anything, and fit neither a float nor a tensor.
+    if len(digits) > 20 or not -(2**63) <= (value := int(digits)) < 2**64:
+        raise ValueError(f"it has an integer of {len(digits)} digits")
+    return value
 
 
 def _check_depth(content: Any) -> None:

@@ -176,6 +176,11 @@ def test_what_peft_can_write_and_is_not_a_plain_lora_is_refused_by_name(tiny, tm
     assert field in str(caught.value)
 
 
+def test_an_alpha_beyond_all_numbers_is_refused(tiny, tmp_path):
+    with pytest.raises(CheckpointCorruptError, match="401 digits"):
+        fuse_lora(tiny, write_adapter(tmp_path, lora_alpha=10**400))
+
+
 def test_a_rank_that_the_matrices_do_not_have_is_refused(tiny, tmp_path):
     with pytest.raises(CheckpointMismatchError, match="rank 3 for"):
         fuse_lora(tiny, write_adapter(tmp_path / "a", r=3))

@@ -16,6 +16,7 @@ TEXTS = (
     "", " ", "0", "1", "-1", "none", "null", "nan", "true", "final", "nchw", "tokens", "fp16", "ddim", "..", "../x",
     "/", "a/b", "a\\b", "C:\\x", "\x00", "a\x00b", "\n", "\x1b[31m", "\ud800", "\u202e", "é", "名" * 50, "x" * 300,
     "x" * 100_000, "%s", "{}", "{0.__class__}", "1" * 5000, "[" * 3000, '{"a": 1}', "1x1x1", "6x5x5", "99999999x1x1",
+    "9" * 5000 + "x1x1",
 )  # fmt: skip
 # What no value of Python's becomes: put into the text where the mutant holds the marker.
 MARKERS = {
