@@ -25,6 +25,18 @@ class ExitCode(enum.IntEnum):
     TERMINATED = 143  # 128 + SIGTERM
 
 
+LONGEST = 4000  # characters of a part of a message
+
+
+def _said(value: object) -> str:
+    """A part of a message: whatever stands in a user's file neither breaks it nor hides the rest."""
+    try:
+        text = str(value).encode(errors="backslashreplace").decode()
+    except ValueError:  # Python does not write integers of thousands of digits
+        return f"{type(value).__name__} with thousands of digits"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text):,} characters)"
+
+
 class FeatInvError(Exception):
     """Base class of every error this project raises on purpose.
 
@@ -66,10 +78,10 @@ class FeatInvError(Exception):
 
     def message(self, *, command_line: bool = False) -> str:
         """Problem, given, expected and remedy; the remedy as it can be followed on a command line, or in Python."""
-        lines = [self.problem if self.subject is None else f"{self.subject} {self.problem}"]
+        lines = [_said(self.problem if self.subject is None else f"{self.subject} {self.problem}")]
         remedy = self.command_remedy if command_line and self.command_remedy is not None else self.remedy
         facts = {"given": self.given, "expected": self.expected, **self._facts(), "remedy": remedy}
-        lines += [f"{name}: {value}" for name, value in facts.items() if value is not None]
+        lines += [f"{name}: {_said(value)}" for name, value in facts.items() if value is not None]
         return "\n  ".join(lines)
 
     def about(self, subject: str) -> Self:

@@ -6,6 +6,8 @@ CONSTANT_BYTES = 64 * 2**20
 DECLARED_FACTOR = 2
 # Above what a worker has when it starts: allocations beyond fail in the worker and leave the machine alone.
 ADDRESS_SPACE = 3 * 2**30
+# Of a message: what is longer hides what it says.
+MESSAGE_CHARACTERS = 15_000
 # Of the mutants of each target that get past the first header check.
 LEAST_PAST_HEADER = 0.3
 

@@ -59,6 +59,7 @@ def test_what_is_sound_or_refused_is_no_finding(planted):
         ("warning", harness.OUTSIDE, "UserWarning: nobody expects this"),
         ("destructor", harness.OUTSIDE, "left open"),
         ("exit", harness.OUTSIDE, "SystemExit"),
+        ("message", harness.OUTSIDE, "20000 characters"),
         ("allocation", harness.ALLOCATION, "declares 0"),
         ("crash", harness.CRASH, "SIGSEGV"),
         ("hang", harness.HANG, ""),

@@ -19,7 +19,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from limits import ADDRESS_SPACE
+from limits import ADDRESS_SPACE, MESSAGE_CHARACTERS
 from target import Target
 from targets import corpus, open_target
 
@@ -81,6 +81,8 @@ def _measured(target: Target, path: Path) -> dict[str, Any]:
             target.run(path)
     except FeatInvError as error:
         row |= {"outcome": "refused", "error": f"{type(error).__name__}: {error}"[:1000]}
+        if len(str(error)) > MESSAGE_CHARACTERS:
+            row |= {"outcome": "outside", "error": f"a message of {len(str(error))} characters", "where": _where(error)}
     except BaseException as error:  # noqa: BLE001 -- whatever it is, a user would see it
         row |= {"outcome": "outside", "error": f"{type(error).__name__}: {error}"[:500], "where": _where(error)}
     row |= {"seconds": time.perf_counter() - begin, "grown": _status("VmHWM") - before}

@@ -12,7 +12,7 @@ from target import Target
 
 from featinv_fast.errors import ArgumentError
 
-FAULTS = ("none", "refused", "outside", "warning", "destructor", "allocation", "crash", "hang", "exit")
+FAULTS = ("none", "refused", "outside", "warning", "destructor", "allocation", "crash", "hang", "exit", "message")
 ALLOCATED = 200 * 2**20
 
 
@@ -21,6 +21,13 @@ class Broken:
 
     def __del__(self) -> None:
         raise OSError("left open")
+
+
+class EndlessError(ArgumentError):
+    """It says too much."""
+
+    def __str__(self) -> str:
+        return "x" * 20_000
 
 
 class Planted(Target):
@@ -53,6 +60,8 @@ class Planted(Target):
                 ctypes.string_at(0)
             case "hang":
                 time.sleep(60)
+            case "message":
+                raise EndlessError("message")
             case "exit":
                 raise SystemExit(0)
 
