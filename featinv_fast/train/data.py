@@ -78,23 +78,26 @@ class ImageFolder:
         """Read and cut the images of these draws.
 
         Raises:
-            TrainingError: an image cannot be read any more.
+            TrainingError: an image is gone, or is not what it was any more.
         """
         images = np.stack(list(self._pool.map(self._square, indices.tolist())))  # [B, size, size, 3]
         labels = {"labels": self._labels[indices % len(self)]} if self.selection.class_names else {}
         return {"images": images, **labels}
 
     def _square(self, draw: int) -> np.ndarray:
-        path = self.selection.paths[draw % len(self)]
+        number = draw % len(self)
+        path = self.selection.paths[number]
         try:
-            image = read_image(path)
-        except ArgumentError as error:
+            image = read_image(path) if self.selection.is_unchanged(number) else None
+        except ArgumentError:
+            image = None
+        if image is None:
             raise TrainingError(
-                "an image cannot be read any more",
-                given=error.given,
-                expected="the images as they were when the run was started",
+                "an image is not any more what it was when the run was started",
+                given=path,
+                expected="the same images all the time",
                 remedy="bring it back and start again: the run goes on from its last checkpoint",
-            ) from error
+            )
         if self.crop is Crop.CENTER:
             return np.asarray(center_crop(image, self.size))
         return random_square(image, self.size, self.flips, np.random.default_rng(derived_seed(self.seed, "crop", draw)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ class Extractor:
     """
 
     def __init__(self, config: BackboneConfig, *, size: int, root: Path, device: torch.device) -> None:
-        self._weights = resolved_weights(config.weights, root)
         mean, std = (config.mean or IMAGENET[0]), (config.std or IMAGENET[1])
         spec = FeatureSpec(
             channels=1,  # unknown before the first map
@@ -43,7 +41,7 @@ class Extractor:
             mean=mean,
             std=std,
         )
-        self._backbone = Backbone(spec, weights=self._weights, device=device)
+        self._backbone = Backbone(spec, weights=resolved_weights(config.weights, root), device=device)
         self._pooled = config.pooled
         self._mean, self._std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
         self._map = self._measured(spec)
@@ -57,11 +55,8 @@ class Extractor:
         return maps.mean(dim=(2, 3), keepdim=True) if self._pooled else maps
 
     def identity(self) -> dict[str, Any]:
-        """What the features depend on, for the names of caches."""
-        weights = str(self._weights)
-        if self._weights is not None and Path(weights).is_file():
-            weights = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
-        return {"features": to_dict(self.spec), "weights": weights}
+        """What the features depend on, for the names of caches and for runs that go on."""
+        return {"features": to_dict(self.spec), "weights": self._backbone.weights_sha256}
 
     def _raw(self, images: Tensor) -> Tensor:
         assert self._backbone.spec.input_size is not None

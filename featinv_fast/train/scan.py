@@ -7,21 +7,21 @@ date; files that changed within seconds of the look are looked at again, as thei
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from featinv_fast.errors import ArgumentError
 from featinv_fast.features import read_image
 
 THREADS = 8
+BLOCK = 256  # images between two lots of rows of the record
 FRESH = 2_000_000_000  # nanoseconds: coarser clocks than this are of no file system that holds images
 
 # Size, time of change of the content and of the file, inode.
@@ -33,10 +33,12 @@ class Look:
     """What was found out about a file.
 
     Attributes:
+        stamp: by which a change shows; None where the system does not give it.
         sha256: of its content; empty where the system does not give it.
         error: why it is no readable image; None for one that is.
     """
 
+    stamp: Stamp | None
     sha256: str
     error: str | None
 
@@ -46,7 +48,8 @@ class Scan:
 
     Args:
         root: of the images.
-        record: the file in which to keep what was found out; None to keep it in memory alone.
+        record: the file in which to keep what was found out, row by row, also when the scan is killed; None to keep it
+            in memory alone.
         progress: show a bar on stderr.
     """
 
@@ -54,34 +57,35 @@ class Scan:
         self._root = root
         self._record = record
         self._progress = progress
-        self._known: dict[str, tuple[Stamp, Look]] = {} if record is None else _read(record)
+        self._known: dict[str, Look] = {} if record is None else _read(record)
         self._looked: set[str] = set()  # by this object, however fresh the file was
 
     def look(self, paths: Sequence[Path]) -> list[Look]:
-        """What each image is; those that are not known yet are opened."""
+        """What each image is; those that are not known yet, or changed since then, are opened."""
         names = [name_of(path, self._root) for path in paths]
-        unknown = {
-            name: path
+        unknown = [
+            (name, path)
             for name, path in zip(names, paths, strict=True)
-            if name not in self._looked and (name not in self._known or self._known[name][0] != _stamp(path))
-        }
-        try:
-            self._open(unknown)
-        finally:
-            if unknown and self._record is not None:
-                _write(self._record, self._known)
+            if name not in self._looked and (name not in self._known or self._known[name].stamp != stamp_of(path))
+        ]
+        self._open(unknown)
         self._looked.update(names)
-        return [self._known[name][1] for name in names]
+        return [self._known[name] for name in names]
 
-    def _open(self, unknown: dict[str, Path]) -> None:
+    def _open(self, unknown: Sequence[tuple[str, Path]]) -> None:
         from tqdm import tqdm
 
         shown = self._progress and bool(unknown)
         bar = tqdm(total=len(unknown), desc="looking at images", unit="image", disable=not shown)
         with bar, ThreadPoolExecutor(THREADS, thread_name_prefix="scan") as pool:
-            for name, found in zip(unknown, pool.map(_opened, unknown.values()), strict=True):
-                self._known[name] = found
-                bar.update()
+            for start in range(0, len(unknown), BLOCK):
+                names, files = zip(*unknown[start : start + BLOCK], strict=True)
+                now = time.time_ns()
+                found = dict(zip(names, pool.map(_opened, files), strict=True))
+                self._known |= found
+                if self._record is not None:
+                    _append(self._record, {name: look for name, look in found.items() if _is_settled(look.stamp, now)})
+                bar.update(len(found))
 
 
 def name_of(path: Path, root: Path) -> str:
@@ -93,13 +97,14 @@ def digest_of(path: Path) -> str:
     """The SHA-256 of a file, or of the names and contents of all files below a folder."""
     if path.is_dir():
         parts = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file())
-        return hashlib.sha256("\n".join(f"{name}:{digest_of(file)}" for name, file in parts).encode()).hexdigest()
+        text = "\n".join(f"{name}:{digest_of(file)}" for name, file in parts)
+        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _stamp(path: Path) -> Stamp | None:
-    """What changes with the content; None where that cannot be told, or may not have shown yet."""
+def stamp_of(path: Path) -> Stamp | None:
+    """What changes with a file's content; None where the system does not tell."""
     try:
         found = path.stat()
     except OSError:
@@ -107,16 +112,17 @@ def _stamp(path: Path) -> Stamp | None:
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
-def _opened(path: Path) -> tuple[Stamp, Look]:
-    now = time.time_ns()
-    stamp = _stamp(path)
+def _is_settled(stamp: Stamp | None, now: int) -> bool:
+    """Whether a change after `now` must show in the stamp."""
+    return stamp is not None and max(stamp[1:3]) < now - FRESH
+
+
+def _opened(path: Path) -> Look:
+    stamp = stamp_of(path)  # before the content: a change meanwhile then shows the next time
     try:
-        look = Look(digest_of(path), _trouble(path))
+        return Look(stamp, digest_of(path), _trouble(path))
     except OSError as error:
-        look = Look("", f"{path}: {error.strerror or error}")
-    if stamp is None or max(stamp[1:3]) > now - FRESH:
-        stamp = (-1, 0, 0, 0)  # of no file: it is looked at again the next time
-    return stamp, look
+        return Look(stamp, "", f"{path}: {error.strerror or error}")
 
 
 def _trouble(path: Path) -> str | None:
@@ -127,30 +133,32 @@ def _trouble(path: Path) -> str | None:
     return None
 
 
-def _read(record: Path) -> dict[str, tuple[Stamp, Look]]:
-    """What an earlier scan kept; nothing where that cannot be read, or another version wrote it."""
+def _read(record: Path) -> dict[str, Look]:
+    """What earlier scans kept, without damaged rows; nothing where another version wrote it."""
     try:
-        head, *lines = record.read_text(encoding="ascii").splitlines()
-        if json.loads(head) != _head():
-            return {}
-        rows: Iterable[list[Any]] = map(json.loads, lines)
-        return {name: (tuple(stamp), Look(sha256, error)) for name, stamp, sha256, error in rows}
-    except (OSError, ValueError, TypeError):
+        head, *rows = record.read_text(encoding="ascii", errors="replace").split("\n")
+    except OSError:
         return {}
+    if head != _head():
+        record.unlink(missing_ok=True)  # it would stand before the rows to come
+        return {}
+    known = {}
+    for row in rows:
+        with contextlib.suppress(ValueError, TypeError):
+            name, stamp, sha256, error = json.loads(row)
+            known[name] = Look(tuple(stamp), sha256, error)
+    return known
 
 
-def _write(record: Path, known: dict[str, tuple[Stamp, Look]]) -> None:
-    lines = [json.dumps(_head())]
-    lines += [json.dumps([name, stamp, look.sha256, look.error]) for name, (stamp, look) in known.items()]
+def _append(record: Path, looks: Mapping[str, Look]) -> None:
+    """Add rows. Each begins a line, so that one that a kill tears does not touch the next."""
     record.parent.mkdir(parents=True, exist_ok=True)
-    temporary = record.with_suffix(f".{os.getpid()}.partial")
-    with temporary.open("w", encoding="ascii") as file:
-        file.write("\n".join(lines) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(record)
+    with record.open("a", encoding="ascii") as file:
+        head = "" if file.tell() else _head()
+        rows = (json.dumps([name, look.stamp, look.sha256, look.error]) for name, look in looks.items())
+        file.write(head + "".join(f"\n{row}" for row in rows))
 
 
-def _head() -> list[str]:
+def _head() -> str:
     """What reads images: another version may read them otherwise."""
-    return [f"{package} {importlib.metadata.version(package)}" for package in ("featinv-fast", "pillow")]
+    return json.dumps([f"{package} {importlib.metadata.version(package)}" for package in ("featinv-fast", "pillow")])

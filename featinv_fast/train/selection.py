@@ -11,7 +11,7 @@ from pathlib import Path
 from featinv_fast.errors import TrainingError
 from featinv_fast.features import class_folders, list_images
 from featinv_fast.train import choice
-from featinv_fast.train.scan import Scan, name_of
+from featinv_fast.train.scan import Scan, Stamp, digest_of, name_of, stamp_of
 from featinv_fast.train.settings import OnUnreadable, Split
 
 logger = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ class Selection:
         root: the folder.
         paths: of the images.
         digests: SHA-256 of their contents.
+        stamps: by which it shows that a file may have changed since.
         class_names: the sub-folders that hold all of the folder's images, in alphabetical order; none where an image
             lies outside of them. All parts and samples of a folder have the same ones.
         labels: places in `class_names`.
@@ -36,6 +37,7 @@ class Selection:
     root: Path
     paths: tuple[Path, ...]
     digests: tuple[str, ...]
+    stamps: tuple[Stamp | None, ...]
     class_names: tuple[str, ...]
     labels: tuple[int, ...]
     skipped: Mapping[str, str]
@@ -43,6 +45,14 @@ class Selection:
     def contents(self) -> dict[str, str]:
         """Name of each image -> SHA-256 of its content."""
         return {name_of(path, self.root): digest for path, digest in zip(self.paths, self.digests, strict=True)}
+
+    def is_unchanged(self, number: int) -> bool:
+        """Whether an image's file still holds what it held. Its content is read only where its stamp is another one."""
+        path = self.paths[number]
+        try:
+            return stamp_of(path) == self.stamps[number] or digest_of(path) == self.digests[number]
+        except OSError:
+            return False
 
     def sha256(self) -> str:
         """Changes when an image, a name or the order does."""
@@ -99,6 +109,7 @@ def select(
         root=root,
         paths=tuple(paths[place] for place in places),
         digests=tuple(looked[place].sha256 for place in places),
+        stamps=tuple(looked[place].stamp for place in places),
         class_names=class_names,
         labels=tuple(numbers[classes[place]] for place in places) if classes else (),
         skipped=skipped,

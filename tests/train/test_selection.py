@@ -124,11 +124,33 @@ def test_fresh_files_and_damaged_or_foreign_records_are_not_trusted(folder, tmp_
     monkeypatch.setattr(scanning.time, "time_ns", lambda: now() + HOUR)
     select(folder, scan=Scan(folder, record))
     text = record.read_text()
-    for damaged in (text[: len(text) // 2], "", "[]\n" + text.split("\n", 1)[1], "\x00"):
-        record.write_text(damaged)
+    for foreign in ("", "[]\n" + text.split("\n", 1)[1], "\x00", "\xff"):
+        record.write_text(foreign, encoding="latin-1")
         del opened[:]
         select(folder, scan=Scan(folder, record))
         assert len(opened) == 12
+        assert record.read_text() == text
+
+
+def test_a_killed_scan_goes_on_where_it_was(folder, tmp_path, opened, an_hour_later, monkeypatch):
+    monkeypatch.setattr(scanning, "BLOCK", 4)
+    record = tmp_path / "images.jsonl"
+
+    def killed(path):
+        if path.parent.name == "dogs":
+            raise KeyboardInterrupt
+        return path
+
+    counting = scanning.read_image
+    monkeypatch.setattr(scanning, "read_image", killed)
+    with pytest.raises(KeyboardInterrupt):
+        select(folder, scan=Scan(folder, record))
+    monkeypatch.setattr(scanning, "read_image", counting)
+    record.write_text(record.read_text()[:-5])  # and its last row was torn
+    whole = select(folder, scan=Scan(folder, record))
+    assert len(opened) == 12 - 4 + 1
+    assert select(folder, scan=Scan(folder, record)) == whole
+    assert len(opened) == 12 - 4 + 1
 
 
 def test_the_identity_is_that_of_names_and_contents_wherever_they_lie(folder, tmp_path):
@@ -138,12 +160,18 @@ def test_the_identity_is_that_of_names_and_contents_wherever_they_lie(folder, tm
     assert select(tmp_path / "copy").sha256() != select(folder).sha256()
 
 
-def test_an_image_that_is_gone_later_ends_the_run_as_failed(folder):
+def test_an_image_that_changes_or_goes_while_the_run_trains_ends_it_as_failed(folder):
     data = ImageFolder(select(folder), size=4, crop=Crop.CENTER)
-    (folder / "cats" / "0.png").unlink()
-    with pytest.raises(TrainingError, match="cannot be read any more") as caught:
+    path, content = folder / "cats" / "0.png", (folder / "cats" / "0.png").read_bytes()
+    path.write_bytes((folder / "dogs" / "0.png").read_bytes())
+    with pytest.raises(TrainingError, match="not any more what it was") as caught:
         data.batch(np.array([0]))
     assert caught.value.exit_code == 1
+    path.unlink()
+    with pytest.raises(TrainingError, match="not any more what it was"):
+        data.batch(np.array([12]))
+    path.write_bytes(content)  # another date, the same content
+    assert data.batch(np.array([0]))["images"].shape == (1, 4, 4, 3)
 
 
 def test_odd_folders(folder, tmp_path):
