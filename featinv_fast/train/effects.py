@@ -7,7 +7,19 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from featinv_fast.errors import ConfigError
-from featinv_fast.train.settings import SCENES, Cache, Crop, Learns, Method, Recipe
+from featinv_fast.train.settings import (
+    SCENES,
+    AutoencoderRecipe,
+    BackboneRecipe,
+    BaseRecipe,
+    Cache,
+    ControlNetRecipe,
+    Crop,
+    DistillRecipe,
+    Learns,
+    Method,
+    Recipe,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,13 +33,13 @@ class Idle:
         reason: why.
     """
 
-    recipes: tuple[str, ...]
+    recipes: tuple[type[Recipe], ...]
     keys: tuple[str, ...]
     where: Callable[[Any], bool]
     reason: str
 
 
-ALL = ("autoencoder", "backbone", "base", "controlnet", "distill")
+ALL = (Recipe,)
 
 
 def _always(_: Any) -> bool:
@@ -55,87 +67,89 @@ RULES: tuple[Idle, ...] = (
     Idle(ALL, ("data.flips",), _same_pixels, "the crop is the centre, as it is"),
     Idle(ALL, ("data.seed",), _nothing_is_drawn, "nothing is drawn at random: no crop, split or sample"),
     Idle(ALL, ("data.holdout",), lambda recipe: recipe.data.split is None, "no split is taken"),
-    Idle(("autoencoder", "backbone"), ("data.cache",), _always, "this recipe learns from the images themselves"),
     Idle(
-        ("base", "controlnet", "distill"),
+        (AutoencoderRecipe, BackboneRecipe), ("data.cache",), _always, "this recipe learns from the images themselves"
+    ),
+    Idle(
+        (BaseRecipe, ControlNetRecipe, DistillRecipe),
         ("data.cache",),
         lambda recipe: recipe.data.cache is not Cache.NONE and not (_scenes(recipe) or _same_pixels(recipe)),
         "every pass shows other crops, which leaves nothing to keep",
     ),
-    Idle(("autoencoder",), ("model.latent_scale",), _always, "it is measured at the end"),
+    Idle((AutoencoderRecipe,), ("model.latent_scale",), _always, "it is measured at the end"),
     Idle(
-        ("autoencoder",),
+        (AutoencoderRecipe,),
         ("perceptual_layers", "perceptual_weight"),
         lambda recipe: recipe.perceptual is None,
         "there is no backbone to compare by: no [perceptual]",
     ),
     Idle(
-        ("autoencoder",),
+        (AutoencoderRecipe,),
         ("perceptual", "perceptual_layers"),
         lambda recipe: recipe.perceptual_weight == 0,
         "the weight of this comparison is 0",
     ),
     Idle(
-        ("autoencoder",),
+        (AutoencoderRecipe,),
         ("perceptual.layer", "perceptual.layout", "perceptual.pooled"),
         _always,
         "the maps that are compared are those of perceptual_layers",
     ),
-    Idle(("backbone",), ("concept_weight",), lambda recipe: not recipe.concepts, "there are no concepts"),
-    Idle(("backbone",), ("concepts",), lambda recipe: recipe.concept_weight == 0, "their weight is 0"),
+    Idle((BackboneRecipe,), ("concept_weight",), lambda recipe: not recipe.concepts, "there are no concepts"),
+    Idle((BackboneRecipe,), ("concepts",), lambda recipe: recipe.concept_weight == 0, "their weight is 0"),
     Idle(
-        ("backbone",),
+        (BackboneRecipe,),
         ("training.image_every",),
         lambda recipe: recipe.training.image_every > 0,
         "a classifier makes no images",
     ),
-    Idle(("base",), ("model.autoencoder",), _always, "the trained autoencoder's own description counts"),
+    Idle((BaseRecipe,), ("model.autoencoder",), _always, "the trained autoencoder's own description counts"),
     Idle(
-        ("base",),
+        (BaseRecipe,),
         ("model.feature_channels", "model.condition_hidden_channels"),
         _always,
         "a base has no condition encoder",
     ),
-    Idle(("base",), ("drop_caption",), lambda recipe: not recipe.concepts, "there are no concepts to say"),
+    Idle((BaseRecipe,), ("drop_caption",), lambda recipe: not recipe.concepts, "there are no concepts to say"),
     Idle(
-        ("base",),
+        (BaseRecipe,),
         ("concepts",),
         lambda recipe: 1 in (recipe.drop_caption, recipe.drop_prompt),
         "what there is to say is always dropped",
     ),
     Idle(
-        ("controlnet", "distill"),
+        (ControlNetRecipe, DistillRecipe),
         ("perceptual",),
         lambda recipe: recipe.perceptual is not None and recipe.perceptual.weight == 0,
         "the weight of this loss is 0",
     ),
     Idle(
-        ("controlnet",),
+        (ControlNetRecipe,),
         ("times", "weighting", "drop_features"),
         _all_on_own_path,
         "the whole batch stands on the model's own path: own_path.share = 1",
     ),
-    Idle(("distill",), ("lora_rank",), lambda recipe: recipe.learns is not Learns.LORA, "nothing low-rank learns"),
+    Idle((DistillRecipe,), ("lora_rank",), lambda recipe: recipe.learns is not Learns.LORA, "nothing low-rank learns"),
     Idle(
-        ("distill",),
+        (DistillRecipe,),
         ("teacher_steps",),
         lambda recipe: recipe.method is not Method.TRAJECTORY,
         "the teacher's grid has 50 steps, those of latent consistency",
     ),
     Idle(
-        ("distill",),
+        (DistillRecipe,),
         ("huber", "perceptual", "own_path"),
         lambda recipe: recipe.method is Method.TRAJECTORY,
         "the teacher's path is all that is learned",
     ),
     Idle(
-        ("distill",),
+        (DistillRecipe,),
         ("unconditional_strength",),
         lambda recipe: recipe.guidance_scale == (1.0, 1.0),
         "the teacher is not guided: guidance_scale = [1, 1]",
     ),
     Idle(
-        ("distill",),
+        (DistillRecipe,),
         ("unconditional_strength", "guidance_scale"),
         lambda recipe: _all_on_own_path(recipe) and not recipe.guidance_channels,
         "the whole batch stands on the student's own path, and nothing is learned from the teacher",
@@ -156,7 +170,7 @@ def refuse_idle(recipe: Recipe, named: Iterable[str]) -> None:
     named = tuple(named)
     idle: dict[str, str] = {}
     for rule in RULES:
-        if recipe.recipe in rule.recipes and rule.where(recipe):
+        if isinstance(recipe, rule.recipes) and rule.where(recipe):
             found = (name for name in named for key in rule.keys if name == key or name.startswith(f"{key}."))
             idle |= {name: rule.reason for name in found if name not in idle}
     if idle:

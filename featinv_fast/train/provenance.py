@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from featinv_fast.checks import require_input
+from featinv_fast.checks import file_errors, require_input
 from featinv_fast.config import to_dict
 from featinv_fast.errors import ConfigError
 from featinv_fast.train.data import Data, ImageFolder, identity
@@ -63,10 +63,11 @@ def run_identity(recipe: Recipe, files: Mapping[str, Path], data: Data) -> dict[
         for one in tables:
             table = table[one]
         table.pop(name)
-    return settings | {
-        "inputs": {key: digest_of(path) for key, path in files.items()},
-        "images": _images(recipe, data),
-    }
+    inputs = {}
+    for key, file in files.items():
+        with file_errors(file):
+            inputs[key] = digest_of(file)
+    return settings | {"inputs": inputs, "images": _images(recipe, data)}
 
 
 def refuse_other_images(folder: Path, data: Data) -> None:
@@ -79,10 +80,11 @@ def refuse_other_images(folder: Path, data: Data) -> None:
         return
     record, now = folder / IMAGES, data.selection.contents()
     if not holds_progress(folder / CHECKPOINTS):
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = record.with_suffix(".partial")
-        temporary.write_text(json.dumps(now, indent=0), encoding="ascii")
-        temporary.replace(record)
+        with file_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary = record.with_suffix(".partial")
+            temporary.write_text(json.dumps(now, indent=0), encoding="ascii")
+            temporary.replace(record)
         return
     try:
         then: dict[str, str] = json.loads(record.read_text(encoding="ascii"))

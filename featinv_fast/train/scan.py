@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from featinv_fast.checks import file_errors
 from featinv_fast.errors import ArgumentError
 from featinv_fast.features import read_image
 
@@ -140,7 +141,8 @@ def _read(record: Path) -> dict[str, Look]:
     except OSError:
         return {}
     if head != _head():
-        record.unlink(missing_ok=True)  # it would stand before the rows to come
+        with file_errors(record):
+            record.unlink(missing_ok=True)  # it would stand before the rows to come
         return {}
     known = {}
     for row in rows:
@@ -152,8 +154,9 @@ def _read(record: Path) -> dict[str, Look]:
 
 def _append(record: Path, looks: Mapping[str, Look]) -> None:
     """Add rows. Each begins a line, so that one that a kill tears does not touch the next."""
-    record.parent.mkdir(parents=True, exist_ok=True)
-    with record.open("a", encoding="ascii") as file:
+    with file_errors(record):
+        record.parent.mkdir(parents=True, exist_ok=True)
+    with file_errors(record), record.open("a", encoding="ascii") as file:
         head = "" if file.tell() else _head()
         rows = (json.dumps([name, look.stamp, look.sha256, look.error]) for name, look in looks.items())
         file.write(head + "".join(f"\n{row}" for row in rows))
