@@ -221,8 +221,16 @@ class EngineFormatError(EngineError):
     """An engine folder was written in a format that this version does not read."""
 
 
-class EngineLockedError(EngineError):
+class LockedError(FeatInvError):
+    """Another process is writing the same folder."""
+
+
+class EngineLockedError(EngineError, LockedError):
     """Another process is writing the same engine folder."""
+
+
+class LedgerError(FeatInvError):
+    """The ledger of a job is damaged."""
 
 
 class ExportError(FeatInvError):

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from featinv_fast.checks import did_you_mean, file_error
 from featinv_fast.errors import ExitCode, FeatInvError
+from featinv_fast.jobs.stop import termination
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,9 @@ def run_program(name: str, work: Callable[[], int]) -> int:
     """
     _prepare_streams()
     try:
-        return _run(name, work)
+        with termination() as stop:
+            code = _run(name, work)
+        return ExitCode.TERMINATED if stop.terminated and code == ExitCode.INTERRUPTED else code
     finally:  # also on argparse's SystemExit
         _close_broken_streams()
 

@@ -6,10 +6,10 @@ import contextlib
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from featinv_fast.errors import EngineLockedError
+from featinv_fast.errors import EngineLockedError, LockedError
 
 if sys.platform == "win32":
     import msvcrt
@@ -38,16 +38,24 @@ else:
 
 
 @contextlib.contextmanager
-def exclusive_lock(path: Path) -> Iterator[None]:
+def exclusive_lock(
+    path: Path, *, work: str = "export", place: str = "engine", error: type[LockedError] = EngineLockedError
+) -> Iterator[None]:
     """Hold the lock file `path`; it is removed on leaving.
 
     A lock file that a dead process left behind is not locked any more and is taken over.
 
+    Args:
+        path: the lock file.
+        work: what its holder does, for the message.
+        place: what is locked, likewise.
+        error: what is raised where another process holds it.
+
     Raises:
-        EngineLockedError: another process holds it; the message names the process.
+        LockedError: another process holds it; the message names the process. It is of the class `error`.
         OSError: the file cannot be written, or the file system has no locks.
     """
-    descriptor = _acquire(path)
+    descriptor = _acquire(path, lambda holder: _locked(path, holder, work, place, error))
     try:
         os.truncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
@@ -63,19 +71,23 @@ def exclusive_lock(path: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _acquire(path: Path) -> int:
+def _locked(path: Path, holder: str, work: str, place: str, error: type[LockedError]) -> LockedError:
+    return error(
+        f"another {work} is writing this {place}",
+        given=f"{path}, held by {holder}",
+        expected=f"one {work} at a time",
+        remedy="wait until it ends, or name another folder",
+    )
+
+
+def _acquire(path: Path, refusal: Callable[[str], LockedError]) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             if not _try_lock(descriptor):
                 os.lseek(descriptor, 0, os.SEEK_SET)
                 holder = os.read(descriptor, 1000).decode(errors="replace") or "a process that has just started"
-                raise EngineLockedError(
-                    "another export is writing this engine",
-                    given=f"{path}, held by {holder}",
-                    expected="one export at a time",
-                    remedy="wait until it ends, or export to another folder",
-                )
+                raise refusal(holder)
             if _is_open_at(path, descriptor):
                 return descriptor
         except BaseException:
