@@ -36,7 +36,11 @@ def add_running_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGr
         action="store_true",
         help="run native code of the engine that was not built here: TensorRT plans, AOTInductor packages",
     )
-    group.add_argument("--force", action="store_true", help="write into a folder that holds an earlier run")
+    group.add_argument(
+        "--force",
+        action="store_true",
+        help="remove what an earlier run wrote to the folder, and begin anew instead of going on",
+    )
     group.add_argument("--quiet", action="store_true", help="no progress bars")
     return group
 

@@ -1,34 +1,36 @@
-"""`featinv invert`: images or files of feature maps in, reconstructions out, a chunk at a time."""
+"""`featinv invert`: images or files of feature maps in, reconstructions out; started again, it goes on."""
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import errno
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from featinv_fast import demo
-from featinv_fast.config import FeatureLayout, FeatureSpec, to_dict
-from featinv_fast.errors import ArgumentError, FeatInvError, OutOfMemoryError
-from featinv_fast.features import (
-    Backbone,
-    center_crop,
-    known_spec,
-    list_images,
-    load_features,
-    normalise,
-    read_image,
-)
+from featinv_fast.checks import count
+from featinv_fast.commands.identity import inputs_below, running_identity, stated_path, stated_weights
+from featinv_fast.commands.invert_record import RECORD, Finished, make_record
+from featinv_fast.commands.sources import Chunk, ImagesInFolder, MapsInFile, Source
+from featinv_fast.config import FeatureSpec, to_dict
+from featinv_fast.errors import ArgumentError, FileError, OutOfMemoryError, OutputExistsError
+from featinv_fast.features import Backbone, known_spec, list_images
+from featinv_fast.jobs.ledger import LEDGER, Ledger, differences, open_ledger, read_job
+from featinv_fast.jobs.stop import held
 from featinv_fast.runtime import Inversion, InversionInterrupted, Runtime
 
-RECORD = "inversion.json"
-
-# Feature maps read and kept at once: far more than a batch, far less than a file of a million maps.
+# Feature maps read at once, where a batch is not larger: far more than a batch, far less than a file of a million maps.
 CHUNK = 64
+# Pictures written at once: each waits for the disk.
+WRITERS = 8
+# What a file system answers to a name that it does not take.
+BAD_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
+GO_ON = "name another folder; or pass --force, which removes what that run wrote and begins anew"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,18 +39,19 @@ class InvertOptions:
 
     Attributes:
         out: folder for the images and `inversion.json`.
-        images: a folder of images, or one image.
+        images: a folder of images, or one image. What lies in `out` is no input.
         features: a file of feature maps (.npy, .npz, .safetensors).
         layout: of the maps in `features`, where their shape does not tell.
         backbone: timm name, where the engine does not say or to insist on it.
         layer: "final" or the number of a stage.
         backbone_weights: local weights of the backbone, or "random:SEED" for trying the pipeline.
         sampling: arguments of `Runtime.invert`.
-        progress: show bars on stderr.
-        force: write into a folder that holds an earlier run.
+        progress: show a bar on stderr.
+        force: remove what an earlier run wrote to the folder and begin anew, instead of going on.
 
     Raises:
-        ArgumentError: neither or both sources are named, or the folder holds an earlier run.
+        ArgumentError: neither or both sources are named.
+        OutputExistsError: the folder holds an earlier run with other options.
     """
 
     out: Path
@@ -67,136 +70,211 @@ class InvertOptions:
             raise ArgumentError(
                 "name one source of feature maps", given="none or two", expected="--images DIR or --features FILE"
             )
-        if (self.out / RECORD).exists() and not self.force:
-            raise ArgumentError(
-                "the output folder holds an earlier run",
+        if self.force:
+            return
+        earlier, _ = read_job(self.out)
+        if earlier is None and (self.out / RECORD).exists() and not (self.out / LEDGER).exists():
+            raise OutputExistsError(
+                "the output folder holds an inversion that no ledger tells of",
                 given=self.out,
-                expected="a folder without an inversion.json",
-                remedy="name another, or pass --force",
+                expected=f"a folder without an {RECORD}, or with the {LEDGER} of the run that wrote it",
+                remedy="name another folder, or move what is in this one away",
+            )
+        differing = [] if earlier is None else differences(earlier.get("given"), self.given())
+        if differing:  # said now, before anything is loaded
+            raise OutputExistsError(
+                "the output folder holds an earlier run with other options",
+                given="; ".join(f"{name}: {now!r}" for name, _, now in differing),
+                expected="; ".join(f"{name}: {then!r}" for name, then, _ in differing),
+                remedy=GO_ON,
             )
 
+    def given(self) -> dict[str, Any]:
+        """What was asked for, as JSON types; the same for the same command, wherever it is started."""
+        return {
+            "images": stated_path(self.images),
+            "features": stated_path(self.features),
+            "layout": self.layout,
+            "backbone": self.backbone,
+            "layer": self.layer,
+            "backbone_weights": stated_weights(self.backbone_weights),
+            "sampling": {"seed": 0, "samples": 1, "strength": 1.0, "eta": 0.0, "guess_mode": False} | self.sampling,
+        }
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Chunk:
-    """Some of the items to invert.
 
-    Attributes:
-        names: one for each item.
-        errors: place among the names -> why the item has no feature map.
-        maps: the feature maps of the other items, in any form that `Runtime.invert` takes.
-        layout: of the maps.
-    """
-
-    names: list[str]
-    errors: dict[int, FeatInvError] = dataclasses.field(default_factory=dict)
-    maps: Any
-    layout: FeatureLayout | str | None
+class InvertInterrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM inside `invert`: what was finished is written, and the same call goes on."""
 
 
 def invert(runtime: Runtime, options: InvertOptions) -> dict[str, Any]:
-    """Invert everything and write as it goes.
+    """Invert everything that is not done yet, and write as it goes.
 
     Returns:
-        The record that is also written to `inversion.json`: what ran, and each image's name, seed and error.
+        The record that is also written to `inversion.json`: what ran on what, and each image's name, seed and error.
 
     Raises:
         FeatInvError: nothing can be inverted: an unknown backbone, features of another shape, ...
-        InversionInterrupted, OutOfMemoryError: what was finished is on the disk.
+        OutputExistsError: the folder holds another run, or files that no run wrote; or done inputs have changed since.
+        LockedError: another process writes to the folder.
+        FileError: the disk is full, ...; what was finished is on it.
+        InvertInterrupted, OutOfMemoryError: what was finished is on the disk, and in a record that is not complete.
     """
-    options.out.mkdir(parents=True, exist_ok=True)  # before the work: where this fails, the work would be lost
-    record: dict[str, Any] = {"engine": runtime.info["name"], "flags": {"recomputed": []}, "items": []}
-    for chunk in _chunks(runtime, options):
-        _invert_chunk(runtime, options, chunk, record)
-    _write(options.out, record)
+    sampling = options.sampling
+    samples = count("samples", sampling.get("samples", 1))
+    batch = count("batch_size", sampling.get("batch_size", runtime.info.get("usual_batch", 8)))
+    source = _source(runtime, options)
+    identity = {"given": options.given(), "batch_size": batch, **running_identity(runtime)}
+    with open_ledger(options.out, identity, work="inversion", remedy=GO_ON, restart=options.force) as ledger:
+        finished = Finished(ledger, source, seed=sampling.get("seed", 0), samples=samples)
+        ledger.claim([*finished.files(), RECORD])
+        run = _Run(runtime, options, source, ledger, finished, batch)
+        try:
+            run.compute()
+        except (KeyboardInterrupt, OutOfMemoryError) as stopped:
+            with held():
+                if ledger.rows:
+                    _write_record(ledger, make_record(runtime, finished, identity))
+            if isinstance(stopped, OutOfMemoryError):
+                raise
+            done = f"{finished.count} of {len(finished)} images"
+            raise InvertInterrupted(f"interrupted: {done} are in {options.out}; the same command goes on") from stopped
+        record = make_record(runtime, finished, identity)
+        with held():
+            _write_record(ledger, record)
     return record
 
 
-def _invert_chunk(runtime: Runtime, options: InvertOptions, chunk: Chunk, record: dict[str, Any]) -> None:
-    """Invert a chunk, write its images and extend the record, also by what was finished when it is stopped."""
-    samples = options.sampling.get("samples", 1)
-    items = [
-        {
-            "name": f"{name}_{k}" if samples > 1 else name,
-            # A row's seed depends on its place in the whole run alone, not on which other items are sound.
-            "seed": options.sampling.get("seed", 0) + len(record["items"]) + place * samples + k,
-            "error": str(chunk.errors[place]) if place in chunk.errors else None,
+class _Run:
+    """What one call of `invert` computes."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        options: InvertOptions,
+        source: Source,
+        ledger: Ledger,
+        finished: Finished,
+        batch: int,
+    ) -> None:
+        self._runtime = runtime
+        self._options = options
+        self._source = source
+        self._ledger = ledger
+        self._finished = finished
+        # Maps computed at once. Every run cuts the items in the same places, so that what is computed together, and
+        # with it every bit, does not depend on where an earlier run was stopped.
+        self._slice = max(1, batch // finished.samples)
+        self._chunk = self._slice * max(1, CHUNK // self._slice)
+
+    def compute(self) -> None:
+        """Everything that is missing, a slice at a time."""
+        from tqdm import tqdm
+
+        images = len(self._finished) - self._finished.count
+        with (
+            ThreadPoolExecutor(WRITERS, thread_name_prefix="pictures") as writers,
+            tqdm(desc="inverting", unit="step", disable=not self._options.progress) as bar,
+        ):
+
+            def advance(steps: int, of: int, at_once: int) -> None:
+                if bar.total is None:  # a call tells how many steps an image takes
+                    bar.total = images * of // at_once
+                bar.update(steps)
+
+            for chunk, rows in self._missing():
+                self._invert(chunk, rows, writers, advance)
+
+    def _missing(self) -> Iterator[tuple[Chunk, list[int]]]:
+        """Chunks, and which of their maps to invert together."""
+        count, finished = len(self._source.items), self._finished
+        for start in range(0, count, self._chunk):
+            places = range(start, min(start + self._chunk, count))
+            if all(map(finished.has, places)):
+                continue
+            chunk = self._source.read(places)
+            finished.fail({place: str(error) for place, error in chunk.errors.items()})
+            for first in range(0, len(chunk.places), self._slice):
+                rows = range(first, min(first + self._slice, len(chunk.places)))
+                missing = [row for row in rows if not finished.has(chunk.places[row])]
+                if missing:
+                    yield chunk, missing
+
+    def _invert(
+        self, chunk: Chunk, rows: list[int], writers: ThreadPoolExecutor, advance: Callable[[int, int, int], None]
+    ) -> None:
+        finished = self._finished
+        places = [chunk.places[row] for row in rows]
+        seeds = [finished.seed(place, sample) for place in places for sample in range(finished.samples)]
+        sampling = self._options.sampling | {"seed": seeds}
+        try:
+            inversion = self._runtime.invert(
+                chunk.maps[rows],
+                layout=chunk.layout,
+                errors="return",
+                progress=(lambda steps, of: advance(steps, of, len(seeds))) if self._options.progress else False,
+                **sampling,
+            )
+        except (InversionInterrupted, OutOfMemoryError) as stop:
+            if stop.finished is not None:
+                with held():
+                    self._keep(stop.finished, places, writers, stopped=True)
+            raise
+        with held():
+            self._keep(inversion, places, writers, stopped=False)
+
+    def _keep(self, inversion: Inversion, places: list[int], writers: ThreadPoolExecutor, *, stopped: bool) -> None:
+        """Write the pictures, then enter them."""
+        finished = self._finished
+        images = inversion.to_pil()
+        numbered = [(place, sample) for place in places for sample in range(finished.samples)]
+        recomputed = set(inversion.flags.recomputed)
+        written = {
+            row: writers.submit(self._write, finished.file(*number), image)
+            for row, (number, image) in enumerate(zip(numbered, images, strict=True))
+            if image is not None and number not in finished
         }
-        for place, name in enumerate(chunk.names)
-        for k in range(samples)
-    ]
-    rows = [row for row in range(len(items)) if row // samples not in chunk.errors]
+        rows: list[dict[str, Any]] = []
+        failures: list[FileError] = []
+        for row, number in enumerate(numbered):
+            if row in written:
+                try:
+                    error = written[row].result()
+                except FileError as failure:
+                    failures.append(failure)
+                    continue
+            elif number in finished or stopped:  # what was stopped has no result yet, or its error is found again
+                continue
+            else:
+                error = str(inversion.errors[row])
+            rows.append(finished.row(*number, error=error, recomputed=row in recomputed))
+        finished.enter(rows, to_dict(inversion.flags))
+        if failures:
+            raise failures[0]
 
-    def keep(inversion: Inversion) -> None:
-        inversion.save_images(options.out, [items[row]["name"] for row in rows])
-        for row, error in inversion.errors.items():
-            items[rows[row]]["error"] = str(error)
-        recomputed = [len(record["items"]) + rows[row] for row in inversion.flags.recomputed]
-        record["flags"] = to_dict(inversion.flags) | {"recomputed": record["flags"]["recomputed"] + recomputed}
-        record["items"] += items
-        _write(options.out, record)
-
-    sampling = options.sampling | {"seed": [items[row]["seed"] for row in rows]}
-    try:
-        keep(runtime.invert(chunk.maps, layout=chunk.layout, errors="return", progress=options.progress, **sampling))
-    except (InversionInterrupted, OutOfMemoryError) as stop:
-        if stop.finished is not None:
-            keep(stop.finished)
-        raise
+    def _write(self, name: str, image: Image.Image) -> str | None:
+        """Write a picture; what is wrong with its name, which costs no other picture."""
+        try:
+            self._ledger.write(name, lambda file: image.save(file, "PNG"))
+        except FileError as error:
+            if error.errno in BAD_NAME:
+                return str(error)
+            raise
+        return None
 
 
-def _chunks(runtime: Runtime, options: InvertOptions) -> Iterator[Chunk]:
+def _source(runtime: Runtime, options: InvertOptions) -> Source:
     spec = runtime.engine.manifest.features
     if options.features is not None:
-        maps, layout = load_features(options.features), options.layout
-        if maps.ndim != 4:
-            maps, layout = normalise(maps, spec, layout=layout), FeatureLayout.NCHW
-        for start in range(0, len(maps), CHUNK):
-            part = maps[start : start + CHUNK]
-            yield Chunk(names=[f"{row:06d}" for row in range(start, start + len(part))], maps=part, layout=layout)
-    if options.images is not None:
-        spec = backbone_spec(spec, options.backbone, options.layer)
-        paths = list_images(options.images)
-        names = _names(options.images, paths)
-        backbone = open_backbone(spec, options.backbone_weights, runtime.info["device"])
-        for start in range(0, len(paths), CHUNK):
-            images, errors = _read_images(paths[start : start + CHUNK], backbone.input_size)
-            yield Chunk(
-                names=names[start : start + CHUNK],
-                errors=errors,
-                maps=list(backbone.extract(images)),
-                layout=spec.layout,
-            )
+        return MapsInFile(options.features, spec, options.layout)
+    assert options.images is not None
+    paths = inputs_below(options.images, list_images(options.images), options.out)
+    spec = backbone_spec(spec, options.backbone, options.layer)
+    return ImagesInFolder(options.images, paths, open_backbone(spec, options.backbone_weights, runtime.info["device"]))
 
 
-def _names(root: Path, paths: list[Path]) -> list[str]:
-    """Names for one flat folder of results: "cats/1.jpg" becomes "cats__1.jpg".
-
-    Raises:
-        ArgumentError: two images would get one name.
-    """
-    root = root if root.is_dir() else root.parent
-    names = ["__".join(path.relative_to(root).parts) for path in paths]
-    repeated = [name for name, count in collections.Counter(names).items() if count > 1]
-    if repeated:
-        raise ArgumentError(
-            "two images would be written to one file",
-            given=", ".join(str(path) for path, name in zip(paths, names, strict=True) if name == repeated[0]),
-            expected="different names where folders are joined with '__'",
-            remedy="rename one of them",
-        )
-    return names
-
-
-def _read_images(paths: list[Path], size: int) -> tuple[list[Image.Image], dict[int, FeatInvError]]:
-    """The images, cropped as the backbone will, and for each unreadable one its place and error."""
-    images: list[Image.Image] = []
-    errors: dict[int, FeatInvError] = {}
-    for place, path in enumerate(paths):
-        try:
-            images.append(center_crop(read_image(path), size))
-        except ArgumentError as error:
-            errors[place] = error
-    return images, errors
+def _write_record(ledger: Ledger, record: dict[str, Any]) -> None:
+    content = json.dumps(record, indent=2).encode("ascii") + b"\n"
+    ledger.write(RECORD, lambda file: file.write(content))
 
 
 def backbone_spec(engine: FeatureSpec, name: str | None, layer: str | None) -> FeatureSpec:
@@ -238,10 +316,3 @@ def open_backbone(spec: FeatureSpec, weights: str | None, device: str) -> Backbo
     if weights is None and spec.backbone == demo.backbone_spec().backbone:
         return demo.backbone(spec.layer or "final", device=device)
     return Backbone(spec, weights=weights, device=device)
-
-
-def _write(out: Path, record: dict[str, Any]) -> None:
-    """Write the record; it is replaced whole, so that a reader never finds half of it."""
-    temporary = out / f".{RECORD}"
-    temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(out / RECORD)

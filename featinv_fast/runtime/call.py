@@ -17,6 +17,9 @@ from featinv_fast.runtime.graph_loop import Loop
 from featinv_fast.runtime.inversion import Inversion, OutputType, RunFlags, convert_images
 from featinv_fast.runtime.sampling import Plan, start_noise
 
+# Is told by how many denoising steps of rows a call has advanced, and how many it makes in all.
+Progress = Callable[[int, int], object]
+
 
 @dataclasses.dataclass
 class Call:
@@ -152,9 +155,13 @@ def non_finite_errors(maps: Tensor) -> dict[int, NonFiniteFeatureError]:
 
 
 @contextlib.contextmanager
-def progress_bar(total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A function that advances a bar on stderr by a number of denoising steps."""
+def progress_bar(total: int, *, shown: bool | Progress) -> Iterator[Callable[[int], object]]:
+    """A function that advances a bar on stderr, or the caller's own, by a number of denoising steps."""
     from tqdm import tqdm
 
+    if not isinstance(shown, bool):
+        own = shown
+        yield lambda steps: own(steps, total)
+        return
     with tqdm(total=total, desc="inverting", unit="step", disable=not shown) as bar:
         yield bar.update

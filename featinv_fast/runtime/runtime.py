@@ -20,7 +20,7 @@ from featinv_fast.errors import NumericalError, OutOfMemoryError
 from featinv_fast.features import FeatureStatisticsWarning, check_statistics, normalise
 from featinv_fast.runtime import arguments
 from featinv_fast.runtime.batching import Compute, Executor
-from featinv_fast.runtime.call import Call, non_finite_errors, progress_bar
+from featinv_fast.runtime.call import Call, Progress, non_finite_errors, progress_bar
 from featinv_fast.runtime.graph_loop import CudaGraphs, GraphLoop, Loop
 from featinv_fast.runtime.inversion import Inversion, InversionInterrupted, OutputType, RunFlags, convert_images
 from featinv_fast.runtime.sampling import make_plan
@@ -114,6 +114,7 @@ class Runtime:
         return {
             "engine": str(self.engine.path),
             "name": manifest.name,
+            "engine_sha256": self.engine.checksum.partition(b" ")[0].decode(),
             "backend": session.backend,
             "device": str(session.device),
             "precision": str(session.precision),
@@ -121,6 +122,7 @@ class Runtime:
             "sampling": to_dict(manifest.sampling),
             "image_size": manifest.model.image_size,
             "max_batch": self._executor.fitting_batch,
+            "usual_batch": self._executor.usual_batch,
             "kernels": dict(session.providers),
             "compiled": list(session.compiled),
             "two_streams": session.two_streams,
@@ -147,7 +149,7 @@ class Runtime:
         batch_size: int | None = None,
         layout: FeatureLayout | str | None = None,
         output_type: str = "uint8",
-        progress: bool = False,
+        progress: bool | Progress = False,
         errors: str = "raise",
     ) -> Inversion:
         """Turn feature maps into images (arXiv 2505.21032).
@@ -169,7 +171,7 @@ class Runtime:
             batch_size: images computed at once; fewer where memory runs out.
             layout: "nchw", "nhwc", "tokens" or "pooled" where the shape alone does not tell.
             output_type: "uint8", "float", "torch", "pil" or "latent"; see `Inversion.images`.
-            progress: show a bar on stderr.
+            progress: show a bar on stderr, or call this with the denoising steps just made and those of the whole call.
             errors: "raise" an error for a bad map before any work, or "return" the others with `Inversion.errors`.
 
         Returns:

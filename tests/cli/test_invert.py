@@ -172,7 +172,7 @@ def test_a7_an_empty_file_gives_an_empty_run(featinv, feature_file, tiny_engine,
     answer = featinv("invert", "--engine", tiny_engine, "--features", path, "--out", tmp_path / "out", "--json", *FAST)
     assert answer.code == 0
     assert answer.json["items"] == []
-    assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["inversion.json"]
+    assert sorted(entry.name for entry in (tmp_path / "out").iterdir()) == ["inversion.json", "ledger.jsonl"]
 
 
 @pytest.mark.parametrize(

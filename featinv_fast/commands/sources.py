@@ -1,0 +1,153 @@
+"""Where `featinv invert` takes feature maps from: a file of them, or images that a backbone looks at."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from featinv_fast.config import FeatureLayout, FeatureSpec
+from featinv_fast.errors import ArgumentError, FeatInvError
+from featinv_fast.features import Backbone, center_crop, load_features, normalise, read_image
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Some consecutive items.
+
+    Attributes:
+        places: of the items that have a feature map.
+        maps: of these, one after the other, as one array that `Runtime.invert` takes.
+        errors: place -> why the item has no feature map.
+        layout: of the maps.
+    """
+
+    places: Sequence[int]
+    maps: Any
+    errors: Mapping[int, FeatInvError]
+    layout: FeatureLayout | str | None
+
+
+class Source(Protocol):
+    """Items in an order that does not change while they are inverted; a place is a number in it."""
+
+    @property
+    def items(self) -> Sequence[str]:
+        """What each item is called where it comes from, all different."""
+        ...
+
+    def wished_stem(self, place: int) -> str:
+        """What the item's images would best be called, without suffix."""
+        ...
+
+    def read(self, places: range) -> Chunk:
+        """The feature maps of these items; the same places always together give the same bits."""
+        ...
+
+    def stamp(self, place: int) -> list[int]:
+        """Size and time of change of the file that the item is in."""
+        ...
+
+    def digest(self, place: int) -> int:
+        """A checksum of the item's content."""
+        ...
+
+
+class MapsInFile:
+    """The maps of a file, called by their number.
+
+    Args:
+        path: .npy, .npz or .safetensors.
+        spec: what the engine takes.
+        layout: of the maps, where their shape does not tell.
+
+    Raises:
+        FeatInvError: the file cannot be read, or holds something else.
+    """
+
+    def __init__(self, path: Path, spec: FeatureSpec, layout: str | None) -> None:
+        maps: Any = load_features(path)
+        self._layout: FeatureLayout | str | None = layout
+        if maps.ndim != 4:
+            maps, self._layout = normalise(maps, spec, layout=layout), FeatureLayout.NCHW
+        self._maps = maps
+        self._stamp = _stamp(path)
+        self.items = [f"{row:06d}" for row in range(len(maps))]
+
+    def wished_stem(self, place: int) -> str:
+        """The number."""
+        return self.items[place]
+
+    def read(self, places: range) -> Chunk:
+        """See `Source`."""
+        return Chunk(places=places, maps=self._maps[places.start : places.stop], errors={}, layout=self._layout)
+
+    def stamp(self, place: int) -> list[int]:  # noqa: ARG002 -- one file for all
+        """See `Source`."""
+        return self._stamp
+
+    def digest(self, place: int) -> int:
+        """See `Source`."""
+        one = self._maps[place]
+        values = one.contiguous().view(torch.uint8).numpy() if isinstance(one, torch.Tensor) else one
+        return zlib.crc32(np.ascontiguousarray(values).view(np.uint8).data)
+
+
+class ImagesInFolder:
+    """The maps of images, called by their paths.
+
+    Args:
+        root: the folder, or the one image.
+        paths: of the images.
+        backbone: computes their maps.
+
+    Raises:
+        FeatInvError: there are no images.
+    """
+
+    def __init__(self, root: Path, paths: Sequence[Path], backbone: Backbone) -> None:
+        root = root if root.is_dir() else root.parent
+        self._paths = paths
+        self._backbone = backbone
+        self.items = [path.relative_to(root).as_posix() for path in paths]
+
+    def wished_stem(self, place: int) -> str:
+        """The path in one piece: "cats__1.jpg" of "cats/1.jpg"."""
+        return self.items[place].replace("/", "__")
+
+    def read(self, places: range) -> Chunk:
+        """See `Source`; an image that cannot be read has an error."""
+        images: dict[int, Image.Image] = {}
+        errors: dict[int, FeatInvError] = {}
+        for place in places:
+            try:
+                images[place] = center_crop(read_image(self._paths[place]), self._backbone.input_size)
+            except ArgumentError as error:
+                errors[place] = error
+        maps = torch.cat(list(self._backbone.extract(images.values()))) if images else None
+        return Chunk(places=list(images), maps=maps, errors=errors, layout=self._backbone.spec.layout)
+
+    def stamp(self, place: int) -> list[int]:
+        """See `Source`; of a file that is gone, nothing."""
+        try:
+            return _stamp(self._paths[place])
+        except OSError:
+            return []
+
+    def digest(self, place: int) -> int:
+        """See `Source`; of a file that cannot be read, that of nothing."""
+        try:
+            return zlib.crc32(self._paths[place].read_bytes())
+        except OSError:
+            return 0
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
