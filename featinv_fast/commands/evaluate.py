@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from featinv_fast.commands.identity import inputs_below, running_identity, stated_path, stated_weights
 from featinv_fast.commands.invert import backbone_spec, open_backbone
-from featinv_fast.config import FeatureLayout
-from featinv_fast.errors import ArgumentError
+from featinv_fast.commands.remembered import RememberedInverter
+from featinv_fast.config import FeatureLayout, to_dict
+from featinv_fast.errors import ArgumentError, OutputExistsError
 from featinv_fast.evaluate import (
     EvaluationInterrupted,
     Example,
@@ -27,9 +34,15 @@ from featinv_fast.evaluate import (
     require_matplotlib,
 )
 from featinv_fast.features import Backbone, class_folders, list_images, read_image
+from featinv_fast.jobs.ledger import Ledger, differences, open_ledger, read_job
+from featinv_fast.jobs.names import readable
 from featinv_fast.runtime import Runtime
 
 REPORT = "report.json"
+OUTPUTS = ("images.jsonl", "plot.png", "page.png", "page.html", REPORT)
+# The last row of an evaluation's ledger.
+FINISHED = {"finished": True}
+BEGIN_ANEW = "name another folder; or pass --force, which removes what that evaluation wrote and begins anew"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,10 +65,11 @@ class EvaluateOptions:
         pictures: images of each group on the pages.
         plot: draw the quality curves, which needs matplotlib.
         progress: show a count on stderr.
-        force: write into a folder that holds an earlier evaluation.
+        force: remove what an earlier evaluation wrote to the folder and begin anew, instead of going on.
 
     Raises:
-        ArgumentError: the folder holds an earlier evaluation, or a number is out of range.
+        OutputExistsError: the folder holds an earlier evaluation that came to its end, or one of other options.
+        ArgumentError: a number is out of range.
         MissingPackageError: a plot is wanted and matplotlib is not installed.
     """
 
@@ -77,17 +91,49 @@ class EvaluateOptions:
     force: bool = False
 
     def __post_init__(self) -> None:
-        if (self.out / REPORT).exists() and not self.force:
-            raise ArgumentError(
-                "the output folder holds an earlier evaluation",
-                given=self.out,
-                expected=f"a folder without a {REPORT}",
-                remedy="name another, or pass --force",
-            )
+        if not self.force:
+            self._refuse_another()
         if self.limit is not None and self.limit < 1:
             raise ArgumentError("limit is out of range", given=self.limit, expected="at least 1")
         if self.plot:
             require_matplotlib()  # known now, not after hours of work
+
+    def given(self) -> dict[str, Any]:
+        """What was asked for and shapes the tables, as JSON types."""
+        return {
+            "images": stated_path(self.images),
+            "settings": [to_dict(setting) for setting in self.settings],
+            "limit": self.limit,
+            "group_by_folder": self.group_by_folder,
+            "backbone": self.backbone,
+            "layer": self.layer,
+            "backbone_weights": stated_weights(self.backbone_weights),
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+        }
+
+    def _refuse_another(self) -> None:
+        """Before anything is loaded."""
+        earlier, rows = read_job(self.out)
+        if FINISHED in rows or (earlier is None and (self.out / REPORT).exists()):
+            raise OutputExistsError(
+                "the output folder holds an earlier evaluation",
+                given=self.out,
+                expected=f"a folder without a {REPORT}, or with an evaluation that was stopped",
+                remedy=BEGIN_ANEW,
+            )
+        differing = [] if earlier is None else differences(earlier.get("given"), self.given())
+        if differing:
+            raise OutputExistsError(
+                "the output folder holds an evaluation with other options, which was stopped",
+                given="; ".join(f"{name}: {now!r}" for name, _, now in differing),
+                expected="; ".join(f"{name}: {then!r}" for name, then, _ in differing),
+                remedy=BEGIN_ANEW,
+            )
+
+
+class EvaluateInterrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM inside `evaluate_folder`: the same call goes on."""
 
 
 def evaluate_folder(runtime: Runtime, options: EvaluateOptions) -> tuple[Report, dict[str, str]]:
@@ -98,40 +144,60 @@ def evaluate_folder(runtime: Runtime, options: EvaluateOptions) -> tuple[Report,
 
     Raises:
         ArgumentError: no image can be read, or nobody says which backbone the engine's features come from.
-        EvaluationInterrupted: Ctrl-C; what was measured is written.
+        OutputExistsError: the folder holds another evaluation, or files that no evaluation wrote.
+        LockedError: another process writes to the folder.
+        EvaluateInterrupted: Ctrl-C or SIGTERM; what was measured is written, and the same call goes on.
     """
-    options.out.mkdir(parents=True, exist_ok=True)  # before the work: where this fails, the work would be lost
-    backbone = _backbone(runtime, options)
-    # The locations are what pooling loses, so an engine of pooled features is judged by the map.
-    pooled = runtime.engine.manifest.features.layout is FeatureLayout.POOLED
-    paths = list_images(options.images)
+    paths = inputs_below(options.images, list_images(options.images), options.out)
     if options.limit is not None and options.limit < len(paths):
         paths = [paths[i * len(paths) // options.limit] for i in range(options.limit)]
-    unreadable: dict[str, str] = {}
+    backbone = _backbone(runtime, options)
+    identity = {"given": options.given(), "inputs": _fingerprint(options.images, paths), **running_identity(runtime)}
+    with open_ledger(options.out, identity, work="evaluation", remedy=BEGIN_ANEW, restart=options.force) as ledger:
+        ledger.claim(OUTPUTS)
+        engine = RememberedInverter(runtime, ledger)
+        unreadable: dict[str, str] = {}
+        try:
+            report = _evaluated(runtime, engine, backbone, _examples(paths, options, unreadable), options)
+        except EvaluationInterrupted as interruption:
+            if interruption.report is not None:
+                _write(interruption.report, options, ledger)
+            raise EvaluateInterrupted(
+                f"interrupted: what was measured is in {options.out}; the same command goes on"
+            ) from interruption
+        _write(report, options, ledger)
+        ledger.enter([FINISHED])
+        engine.forget()
+    return report, unreadable
+
+
+def _evaluated(
+    runtime: Runtime,
+    engine: RememberedInverter,
+    backbone: Backbone,
+    examples: Iterator[Example],
+    options: EvaluateOptions,
+) -> Report:
+    # The locations are what pooling loses, so an engine of pooled features is judged by the map.
+    pooled = runtime.engine.manifest.features.layout is FeatureLayout.POOLED
     device = runtime.info["device"]
     spaces: list[FeatureSpace] = [PooledFeatures(backbone, name=f"frechet_distance_{backbone.spec.backbone}")]
     if options.inception is not None:
         spaces.append(InceptionFeatures(options.inception, device=device))
-    try:
-        report = evaluate(
-            runtime,
-            Pooled(backbone) if pooled else backbone,
-            _examples(paths, options, unreadable),
-            options.settings,
-            judge=backbone,
-            autoencoder=None if options.checkpoint is None else autoencoder_of(options.checkpoint, device=device),
-            spaces=spaces,
-            seed=options.seed,
-            batch_size=options.batch_size,
-            pictures=options.pictures,
-            progress=options.progress,
-        )
-    except EvaluationInterrupted as interruption:
-        if interruption.report is not None:
-            _write(interruption.report, options)
-        raise
-    _write(report, options)
-    return report, unreadable
+    return evaluate(
+        engine,
+        Pooled(backbone) if pooled else backbone,
+        examples,
+        options.settings,
+        judge=backbone,
+        autoencoder=None if options.checkpoint is None else autoencoder_of(options.checkpoint, device=device),
+        spaces=spaces,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        pictures=options.pictures,
+        progress=options.progress,
+        clock=engine.clock,
+    )
 
 
 def _backbone(runtime: Runtime, options: EvaluateOptions) -> Backbone:
@@ -147,21 +213,40 @@ def _examples(paths: list[Path], options: EvaluateOptions, unreadable: dict[str,
     labels: Sequence[str | None] = class_folders(options.images, paths) or [None] * len(paths)
     for path, label in zip(paths, labels, strict=True):
         name = path.relative_to(root)
+        shown = readable(name.as_posix())
         try:
             image = read_image(path)
         except ArgumentError as error:
-            unreadable[name.as_posix()] = str(error)
+            unreadable[shown] = str(error)
             continue
-        group = name.parent.as_posix() if options.group_by_folder else ""
-        yield Example(image=image, name=name.as_posix(), label=label, group=group)
+        group = readable(name.parent.as_posix()) if options.group_by_folder else ""
+        yield Example(image=image, name=shown, label=label, group=group)
 
 
-def _write(report: Report, options: EvaluateOptions) -> None:
-    report.save(options.out)
+def _fingerprint(root: Path, paths: Sequence[Path]) -> str:
+    """Changes when the images do: names, sizes and times of change of all files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with contextlib.suppress(OSError):  # of a file that is gone, the name alone
+            status = path.stat()
+            digest.update(f"{status.st_size}:{status.st_mtime_ns}:".encode())
+        digest.update(os.fsencode(path.relative_to(root)) + b"\0")
+    return digest.hexdigest()
+
+
+def _write(report: Report, options: EvaluateOptions, ledger: Ledger) -> None:
+    """Write everything; the report comes last."""
     measured = any(row.kind is Kind.ENGINE and row.cosine for row in report.rows)
     plot = quality_plot(report.rows) if options.plot and measured else None
-    if plot is not None:
-        plot.save(options.out / "plot.png")
-    if report.pictures:
-        picture_page(report.pictures).save(options.out / "page.png")
-    (options.out / "page.html").write_text(html_page(report, plot=plot), encoding="utf-8")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        report.save(folder)
+        if plot is not None:
+            plot.save(folder / "plot.png")
+        if report.pictures:
+            picture_page(report.pictures).save(folder / "page.png")
+        (folder / "page.html").write_text(html_page(report, plot=plot), encoding="utf-8")
+        for output in OUTPUTS:
+            if (folder / output).exists():
+                content = (folder / output).read_bytes()
+                ledger.write(output, lambda file, content=content: file.write(content))  # type: ignore[misc]

@@ -12,6 +12,7 @@ from PIL import Image
 from featinv_fast.evaluate.pages import caption, shown
 from featinv_fast.evaluate.report import Picture, Report
 from featinv_fast.evaluate.tables import group_cells, note_lines, summary_cells
+from featinv_fast.jobs.names import readable
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #202020; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; }
@@ -31,10 +32,10 @@ def html_page(report: Report, *, plot: Image.Image | None = None) -> str:
     about = f"Features of {row.backbone}, judged by {row.judge}. {ran or 'Nothing ran'}, {row.created}."
     title = f"Reconstructions by {row.engine}"
     parts = [
-        f"<h1>{html.escape(title)}</h1>",
-        f"<p>{html.escape(about)}</p>",
+        f"<h1>{_text(title)}</h1>",
+        f"<p>{_text(about)}</p>",
         _table(summary_cells(report.rows)),
-        *(f"<p>{html.escape(line)}</p>" for line in note_lines(report.notes)),
+        *(f"<p>{_text(line)}</p>" for line in note_lines(report.notes)),
     ]
     if plot is not None:
         parts.append(f'<img alt="quality against steps and time" style="max-width:100%" src="{_inline(plot)}">')
@@ -43,19 +44,19 @@ def html_page(report: Report, *, plot: Image.Image | None = None) -> str:
         parts += ["<h2>Groups: cosine / top-1</h2>", _table(groups)]
     if report.pictures:
         parts += ["<h2>Pictures, with the feature cosine</h2>", _strips(report.pictures)]
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+    head = f'<meta charset="utf-8"><title>{_text(title)}</title><style>{STYLE}</style>'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
 
 
 def _table(cells: Sequence[Sequence[str]]) -> str:
     head, *lines = cells
-    body = "".join(f"<tr>{''.join(f'<td>{html.escape(c)}</td>' for c in line)}</tr>" for line in lines)
-    return f"<div class=wide><table><tr>{''.join(f'<th>{html.escape(c)}</th>' for c in head)}</tr>{body}</table></div>"
+    body = "".join(f"<tr>{''.join(f'<td>{_text(c)}</td>' for c in line)}</tr>" for line in lines)
+    return f"<div class=wide><table><tr>{''.join(f'<th>{_text(c)}</th>' for c in head)}</tr>{body}</table></div>"
 
 
 def _strips(pictures: Sequence[Picture]) -> str:
     labels = list(dict.fromkeys(label for picture in pictures for label in picture.reconstructions))
-    head = "".join(f"<td>{html.escape(title)}</td>" for title in ("original", *labels))
+    head = "".join(f"<td>{_text(title)}</td>" for title in ("original", *labels))
     lines = []
     for picture in pictures:
         name = picture.name + (f" ({picture.group})" if picture.group else "")
@@ -67,7 +68,12 @@ def _strips(pictures: Sequence[Picture]) -> str:
 
 def _figure(image: Image.Image | None, text: str) -> str:
     shown_image = "" if image is None else f'<img alt="" src="{_inline(image)}">'
-    return f"<td>{shown_image}{html.escape(text)}</td>"
+    return f"<td>{shown_image}{_text(text)}</td>"
+
+
+def _text(text: str) -> str:
+    """Text as HTML; names of images may hold what is none."""
+    return html.escape(readable(text))
 
 
 def _inline(image: Image.Image) -> str:

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from featinv_fast.errors import ArgumentError
 from featinv_fast.evaluate.report import Picture
+from featinv_fast.jobs.names import readable
 
 MARGIN = 16
 GAP = 6
@@ -101,7 +102,8 @@ def caption(cosine: float | None) -> str:
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """`text`, cut where it is wider than `width` pixels."""
+    """`text`, cut where it is wider than `width` pixels; names of images may hold what is no text."""
+    text = readable(text)
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

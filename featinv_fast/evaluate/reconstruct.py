@@ -52,6 +52,7 @@ def evaluate(
     batch_size: int = 32,
     pictures: int = 0,
     progress: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Report:
     """Invert the features of `images` in each setting and measure what comes back (arXiv 2505.21032).
 
@@ -72,6 +73,7 @@ def evaluate(
         batch_size: images taken at once.
         pictures: how many images of each group to keep with their reconstructions.
         progress: show a count on stderr.
+        clock: seconds, of which those before and after the engine's work are compared.
 
     Returns:
         Rows for each setting, for the autoencoder, and for unrelated images (each original compared with one of
@@ -87,7 +89,7 @@ def evaluate(
     if not settings:
         raise ArgumentError("there are no settings to evaluate", given=[], expected="at least one Setting")
     batch_size = count("batch_size", batch_size)
-    run = _Evaluation(runtime, backbone, judge or backbone, settings, autoencoder, spaces, seed, pictures)
+    run = _Evaluation(runtime, backbone, judge or backbone, settings, autoencoder, spaces, seed, pictures, clock)
     try:
         with _progress_bar(shown=progress) as advance:
             for batch in batches(images, batch_size):
@@ -125,6 +127,7 @@ class _Evaluation:
         spaces: Sequence[FeatureSpace],
         seed: int,
         pictures: int,
+        clock: Callable[[], float],
     ) -> None:
         self.count = 0  # originals that were evaluated in every setting
         self._runtime = runtime
@@ -135,6 +138,7 @@ class _Evaluation:
         self._distances = [FrechetDistance(space) for space in spaces]
         self._seed = seed
         self._pictures_of_a_group = pictures
+        self._clock = clock
         self._settings = [(setting, Series(Kind.ENGINE)) for setting in settings]
         self._ceiling = Series(Kind.AUTOENCODER)
         self._floor = Floor(seed)
@@ -148,7 +152,7 @@ class _Evaluation:
             pixels = originals.crops.permute(0, 3, 1, 2).float() / 127.5 - 1.0  # [B, 3, s, s]
             self._compare(self._ceiling, originals, to_uint8(self._autoencoder(pixels)).cpu(), errors={})
         for setting, series in self._settings:
-            started = time.perf_counter()
+            started = self._clock()
             inversion = self._runtime.invert(
                 originals.features,
                 steps=setting.steps,
@@ -158,7 +162,7 @@ class _Evaluation:
                 layout=self._backbone.spec.layout,
                 errors="return",
             )
-            series.seconds.append((time.perf_counter() - started) / len(examples))
+            series.seconds.append((self._clock() - started) / len(examples))
             series.flags = inversion.flags
             if self.count == 0:
                 self._refuse_twins()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from featinv_fast.checks import file_errors
+from featinv_fast.jobs.ledger import open_ledger
+from featinv_fast.jobs.stop import held
+
 BATCH = 64
+# Is written last: what the results depend on.
+COMPLETE = "identity.json"
 
 Compute = Callable[[np.ndarray], Mapping[str, Tensor]]
 
@@ -24,28 +28,26 @@ def precompute(
 ) -> dict[str, np.ndarray]:
     """Results for all items: arrays [length, ...].
 
+    Files that a stopped or killed run left are filled further: in the same batches, so with the same bytes at the end.
+
     Args:
         compute: results [B, ...] of the items with these indices.
         length: number of items.
         folder: keep them in files there, mapped into memory, and find them again; None keeps them in memory.
         identity: everything that the results depend on, as JSON types. Files of another identity have another name.
         progress: show a bar on stderr.
+
+    Raises:
+        LockedError: another process is filling the same files.
+        FileError: the disk is full, ...; what is there already stays.
     """
     if folder is None:
-        return _fill(compute, length, lambda _, shape, dtype: np.empty(shape, dtype), progress=progress)
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-    path = folder / key
-    if not path.is_dir():
-        temporary = folder / f".{key}.{os.getpid()}.partial"
-        temporary.mkdir(parents=True)
-        try:
-            _fill(compute, length, lambda *array: _file(temporary, *array), progress=progress)
-            (temporary / "identity.json").write_text(json.dumps(identity, indent=2), encoding="utf-8")
-            # Another process may have computed the same meanwhile.
-            if not path.is_dir():
-                temporary.rename(path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        arrays: dict[str, np.ndarray] = {}
+        _fill(compute, length, arrays, lambda _, shape, dtype: np.empty(shape, dtype), progress=progress)
+        return arrays
+    path = folder / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+    if not (path / COMPLETE).is_file():
+        _fill_files(compute, length, path, identity, progress=progress)
     return {file.stem: np.load(file, mmap_mode="r") for file in sorted(path.glob("*.npy"))}
 
 
@@ -54,31 +56,62 @@ def rows(arrays: Mapping[str, np.ndarray], indices: np.ndarray) -> dict[str, Ten
     return {name: torch.from_numpy(array[indices]) for name, array in arrays.items()}
 
 
-def _file(folder: Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    array: np.ndarray = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
-    return array
+def _fill_files(compute: Compute, length: int, path: Path, identity: Mapping[str, Any], *, progress: bool) -> None:
+    """Fill the files that are not complete; the last one to be written says that they are."""
+    job = {"identity": identity, "length": length, "batch": BATCH}
+    remedy = "remove the folder: a cache is computed again"
+    with open_ledger(path, job, work="computation", remedy=remedy) as ledger:
+        if (path / COMPLETE).is_file():  # another process came to the end meanwhile
+            return
+        files = [path / name for name in sorted(ledger.files) if name.endswith(".npy")]
+        arrays: dict[str, np.ndarray] = {}
+        done: set[int] = set()
+        if ledger.rows and all(file.is_file() for file in files):
+            done = {row["start"] for row in ledger.rows}
+            arrays = {file.stem: np.load(file, mmap_mode="r+") for file in files}
+
+        def make(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+            ledger.claim([f"{name}.npy"])
+            array: np.ndarray = np.lib.format.open_memmap(path / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
+            return array
+
+        def keep(start: int) -> None:
+            with held():
+                for array in arrays.values():
+                    assert isinstance(array, np.memmap)
+                    array.flush()
+                ledger.enter([{"start": start}])
+
+        with file_errors(path):
+            _fill(compute, length, arrays, make, done=done, keep=keep, progress=progress)
+            ledger.claim([COMPLETE])
+            ledger.write(COMPLETE, lambda file: file.write(json.dumps(identity, indent=2).encode()))
 
 
 def _fill(
     compute: Compute,
     length: int,
+    arrays: dict[str, np.ndarray],
     make: Callable[[str, tuple[int, ...], np.dtype], np.ndarray],
     *,
+    done: Collection[int] = (),
+    keep: Callable[[int], None] = lambda _: None,
     progress: bool,
-) -> dict[str, np.ndarray]:
+) -> None:
+    """Compute what is not done, a batch at a time, into `arrays`; those that are missing are made first."""
     from tqdm import tqdm
 
-    arrays: dict[str, np.ndarray] = {}
-    with tqdm(total=length, desc="computing latents and features", unit="image", disable=not progress) as bar:
-        for start in range(0, length, BATCH):
+    starts = [start for start in range(0, length, BATCH) if start not in done]
+    computed = sum(min(BATCH, length - start) for start in done)
+    with tqdm(
+        total=length, initial=computed, desc="computing latents and features", unit="image", disable=not progress
+    ) as bar:
+        for start in starts:
             indices = np.arange(start, min(start + BATCH, length), dtype=np.int64)
             for name, tensor in compute(indices).items():
                 values = tensor.cpu().numpy()
                 if name not in arrays:
                     arrays[name] = make(name, (length, *values.shape[1:]), values.dtype)
                 arrays[name][indices] = values
+            keep(start)
             bar.update(len(indices))
-    for array in arrays.values():
-        if isinstance(array, np.memmap):
-            array.flush()
-    return arrays

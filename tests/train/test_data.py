@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from featinv_fast.errors import ArgumentError
+from featinv_fast.errors import ArgumentError, LockedError
 from featinv_fast.features import center_crop
 from featinv_fast.train import cache, data
 from featinv_fast.train.data import ImageFolder, batch_of, identity, open_data, random_square, repeats
@@ -160,12 +160,42 @@ def test_results_are_computed_once_and_found_again(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_an_interrupted_computation_leaves_nothing(tmp_path):
-    def broken(indices):
-        if indices[0]:
-            raise KeyboardInterrupt
-        return {"a": torch.zeros(len(indices))}
+def test_an_interrupted_computation_goes_on_where_it_was(tmp_path):
+    options = {"length": 200, "identity": {}, "progress": False}
 
+    def broken(calls, at):
+        compute = computed(calls)
+
+        def until(indices):
+            if indices[0] == at:
+                raise KeyboardInterrupt
+            return compute(indices)
+
+        return until
+
+    calls = []
+    cache.precompute(computed(calls), folder=tmp_path / "whole", **options)
+    assert calls == [64, 64, 64, 8]
+    calls.clear()
     with pytest.raises(KeyboardInterrupt):
-        cache.precompute(broken, 100, folder=tmp_path, identity={}, progress=False)
-    assert list(tmp_path.iterdir()) == []
+        cache.precompute(broken(calls, 0), folder=tmp_path / "cache", **options)
+    assert not (tmp_path / "cache").exists()
+    for at in (64, 192):
+        with pytest.raises(KeyboardInterrupt):
+            cache.precompute(broken(calls, at), folder=tmp_path / "cache", **options)
+    cache.precompute(computed(calls), folder=tmp_path / "cache", **options)
+    assert calls == [64, 64, 64, 8]
+    found, expected = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "cache", tmp_path / "whole")
+    )
+    assert found == expected
+
+
+def test_one_process_fills_a_cache(tmp_path):
+    def second(indices):
+        cache.precompute(computed([]), 100, folder=tmp_path, identity={}, progress=False)
+        return {}
+
+    with pytest.raises(LockedError, match="another computation is writing this folder"):
+        cache.precompute(second, 100, folder=tmp_path, identity={}, progress=False)
