@@ -59,7 +59,9 @@ def nudged(random: Random, value: Any) -> Any:
         case bool():
             return not value
         case int():
-            return random.choice((value + 1, value - 1, 2 * value, -value, value // 2, value * 1000, float(value)))
+            return random.choice(
+                (value + 1, value - 1, 2 * value, -value, value // 2, value * 1000, float(value % 10**300))
+            )
         case float():
             return random.choice((-value, value * 2, value / 1000, value * 1e30, int(value) if abs(value) < 1e9 else 0))
         case str():

@@ -13,7 +13,7 @@ from target import Target
 from featinv_fast.errors import ArgumentError
 
 FAULTS = ("none", "refused", "outside", "warning", "destructor", "allocation", "crash", "hang", "exit", "message")
-ALLOCATED = 200 * 2**20
+ALLOCATED = 100 * 2**20
 
 
 class Broken:
