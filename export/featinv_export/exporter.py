@@ -22,7 +22,7 @@ from featinv_fast.backends import resolve_device
 from featinv_fast.backends.aoti_ import SUFFIX as AOTI_SUFFIX
 from featinv_fast.backends.aoti_ import target_here
 from featinv_fast.backends.onnxruntime_ import SUFFIX
-from featinv_fast.backends.torch_ import WEIGHT_FILE, TorchSession
+from featinv_fast.backends.torch_ import OFF, WEIGHT_FILE, TorchSession
 from featinv_fast.checkpoints import check_finite
 from featinv_fast.checks import refuse_inputs
 from featinv_fast.config import Precision
@@ -121,7 +121,7 @@ def export(options: ExportOptions, progress: Progress = lambda *_: None) -> Path
         )
         if options.onnx:
             arithmetic = storage_dtypes(structure, options.precision, kept_fp32)
-            _write_graphs(structure, arithmetic, specs, stage.path, steps)
+            write_graphs(structure, arithmetic, specs, stage.path, steps.begin)
         if aoti is not None:
             write_packages(_modules(candidate, aoti), specs, aoti, stage.path, steps.begin)
         results = parity.compare(candidate, cases, steps.begin)
@@ -151,7 +151,7 @@ def export(options: ExportOptions, progress: Progress = lambda *_: None) -> Path
             rewrites=_rewrites(structure, storage),
             adaptations=checkpoint.adaptations,
             parity=checked,
-            tensorrt_parsers=_tensorrt_parsers(stage.path, specs) if options.onnx else None,
+            tensorrt_parsers=tensorrt_parsers(stage.path, specs) if options.onnx else None,
             plans=plans,
             aoti=None if aoti is None else target_here(aoti),
             source=source.source_info(checkpoint),
@@ -216,21 +216,29 @@ def _require_onnx() -> None:
             ) from error
 
 
-def _tensorrt_parsers(folder: Path, specs: Mapping[str, GraphSpec]) -> str:
+def tensorrt_parsers(folder: Path, specs: Mapping[str, GraphSpec]) -> str:
     """Which releases of TensorRT read the graphs; an engine without plans may be given some later."""
     from featinv_export.trt_parser_support import reading_releases
 
     return reading_releases([folder / (name + SUFFIX) for name in specs])
 
 
-def _write_graphs(
+def write_graphs(
     structure: EngineModel,
     dtypes: Mapping[str, torch.dtype],
     specs: Mapping[str, GraphSpec],
     folder: Path,
-    steps: Steps,
+    report: Callable[[str], object],
 ) -> None:
-    """Write each graph as ONNX. `structure` is on the meta device: no weight is read."""
+    """Write each graph as ONNX beside the weight file in `folder`.
+
+    Args:
+        structure: on the meta device: no weight is read.
+        dtypes: of the arithmetic, by tensor.
+        specs: what to write.
+        folder: of the engine.
+        report: is told what comes next.
+    """
     import onnx_ir
 
     from featinv_export.onnx_graphs import export_graph
@@ -240,18 +248,19 @@ def _write_graphs(
     index = weight_index(folder)
     graphs = structure.graphs()
     for name, spec in specs.items():
-        steps.begin(f"writing {name}{SUFFIX}")
+        report(f"writing {name}{SUFFIX}")
         onnx_ir.save(export_graph(graphs[name], spec, index), folder / (name + SUFFIX))
 
 
 def _modules(candidate: parity.Candidate, device: torch.device) -> dict[str, torch.nn.Module]:
-    """The graphs as torch modules with the weights of the engine's file."""
+    """The graphs as torch modules whose weights are those of the engine's file, one for one."""
     session = TorchSession(
         candidate.config,
         candidate.folder / WEIGHT_FILE,
         device=device,
         precision=candidate.precision,
         kept_fp32=candidate.kept_fp32,
+        kernels=OFF,
     )
     return session.graphs
 

@@ -176,7 +176,7 @@ def _time_rows(model: FeatInv, timesteps: Tensor, guidance: Tensor | None) -> Te
     return torch.cat(biases, dim=1)
 
 
-def compare(candidate: Candidate, cases: Sequence[Case], report: Callable[[str], None]) -> tuple[Comparison, ...]:
+def compare(candidate: Candidate, cases: Sequence[Case], report: Callable[[str], object]) -> tuple[Comparison, ...]:
     """Run all cases on torch and, where there are graphs or packages for them, on onnxruntime and AOTInductor.
 
     One session at a time is held: each may keep a copy of its weights.
@@ -196,7 +196,7 @@ def compare(candidate: Candidate, cases: Sequence[Case], report: Callable[[str],
     return tuple(results)
 
 
-def _run_onnxruntime(candidate: Candidate, cases: Sequence[Case], report: Callable[[str], None]) -> list[Comparison]:
+def _run_onnxruntime(candidate: Candidate, cases: Sequence[Case], report: Callable[[str], object]) -> list[Comparison]:
     results: list[Comparison] = []
     problems = provider_problems(CPU)
     if candidate.precision is Precision.BF16:
@@ -207,7 +207,7 @@ def _run_onnxruntime(candidate: Candidate, cases: Sequence[Case], report: Callab
         if problems:
             results += [_comparison(case, "onnxruntime", "not run", reason="; ".join(problems)) for case in own]
         else:
-            results += _run_all(candidate, "onnxruntime", own, functools.partial(_onnxruntime_session, candidate, name))
+            results += run_all(candidate, "onnxruntime", own, functools.partial(_onnxruntime_session, candidate, name))
     return results
 
 
@@ -226,7 +226,7 @@ def compare_plans(
         precision=candidate.precision,
     )
     largest = max(profile.maximum for plan in plans for profile in plan.profiles)
-    results = _run_all(candidate, "tensorrt", [case for case in cases if case.batch <= largest], session)
+    results = run_all(candidate, "tensorrt", [case for case in cases if case.batch <= largest], session)
     reason = f"the plans take a batch of {largest} at most"
     beyond = [case for case in cases if case.batch > largest]
     return results + [_comparison(case, "tensorrt", "not run", reason=reason) for case in beyond]
@@ -256,12 +256,12 @@ def require_passed(results: Sequence[Comparison], report_path: Path) -> tuple[Pa
 def _run_torch(candidate: Candidate, cases: Sequence[Case]) -> list[Comparison]:
     if _has_kernels(candidate.precision):
         session = functools.partial(_torch_session, candidate, candidate.precision)
-        return _run_all(candidate, "torch", cases, session)
+        return run_all(candidate, "torch", cases, session)
     # Torch would fall back to loops that are hundreds of times slower. The stored weights can still be checked.
     reason = f"this CPU has no {candidate.precision} convolutions"
     results = [_comparison(case, "torch", "not run", reason=reason) for case in cases]
     session = functools.partial(_torch_session, candidate, Precision.FP32)
-    return results + _run_all(candidate, "torch in fp32", cases, session)
+    return results + run_all(candidate, "torch in fp32", cases, session)
 
 
 def _run_aoti(candidate: Candidate, cases: Sequence[Case], device: torch.device) -> list[Comparison]:
@@ -270,7 +270,7 @@ def _run_aoti(candidate: Candidate, cases: Sequence[Case], device: torch.device)
         return [_comparison(case, "aoti", "not run", reason=reason) for case in cases]
     # On a GPU torch would round the factors of fp32 convolutions to ten bits.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        return _run_all(candidate, "aoti", cases, functools.partial(_aoti_session, candidate, device))
+        return run_all(candidate, "aoti", cases, functools.partial(_aoti_session, candidate, device))
 
 
 def _has_kernels(precision: Precision) -> bool:
@@ -311,7 +311,7 @@ def _aoti_session(candidate: Candidate, device: torch.device) -> Session:
     )
 
 
-def _run_all(
+def run_all(
     candidate: Candidate, backend: str, cases: Sequence[Case], make_session: Callable[[], Session]
 ) -> list[Comparison]:
     """Load a session, run `cases` on it, and let it go."""

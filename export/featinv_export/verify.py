@@ -62,7 +62,7 @@ def verify(folder: Path, progress: Progress = lambda *_: None) -> Path:
         checked = parity.require_passed(results, report)
 
         steps.begin("installing the engine")
-        renewed = dataclasses.replace(manifest, parity=_renewed(manifest, checked))
+        renewed = dataclasses.replace(manifest, parity=renewed_parity(manifest, checked))
         for name in manifest.files:
             if name != CARD:
                 shutil.copyfile(engine.path / name, stage.path / name)
@@ -72,7 +72,7 @@ def verify(folder: Path, progress: Progress = lambda *_: None) -> Path:
     return installed
 
 
-def _renewed(manifest: Manifest, checked: Iterable[ParityInfo]) -> tuple[ParityInfo, ...]:
+def renewed_parity(manifest: Manifest, checked: Iterable[ParityInfo]) -> tuple[ParityInfo, ...]:
     """The manifest's comparisons, with those replaced that were repeated and those added that are new."""
     results = {_key(info): info for info in manifest.parity}
     for info in checked:

@@ -25,6 +25,7 @@ from featinv_fast.engine.manifest import AotiInfo
 from featinv_fast.engine.trust import distrust
 from featinv_fast.errors import EngineIntegrityError
 from featinv_fast.rewrites.engine_model import storage_dtype
+from featinv_fast.rewrites.upsample_products import is_kernel
 
 SUFFIX = ".pt2"
 
@@ -96,6 +97,7 @@ class AotiSession(Session):
         self._weights = {
             name: tensor.to(storage_dtype(name, precision, kept_fp32))
             for name, tensor in load_file(weights, device=str(device)).items()
+            if not is_kernel(name)
         }
         self._models: dict[str, Any] = {}
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 from featinv_fast.backends.base import Request, Session
@@ -23,6 +23,7 @@ from featinv_fast.rewrites.engine_model import DTYPES, EngineModel, storage_dtyp
 from featinv_fast.rewrites.folded_biases import fold_biases
 from featinv_fast.rewrites.fused_ops import AUTO, fuse_ops, layer_providers, provider_problems
 from featinv_fast.rewrites.two_streams import side_by_side, stream_problems
+from featinv_fast.rewrites.upsample_products import product_layers
 
 WEIGHT_FILE = "weights.safetensors"
 OFF = "off"
@@ -36,7 +37,7 @@ class TorchSession(Session):
     Args:
         config: the architecture.
         weights: the engine's weight file. It is memory-mapped: on a CPU nothing is copied unless `precision`
-            differs from how the weights are stored.
+            differs from how the weights are stored. What these layers do not use is not read.
         device: where to run.
         precision: of the arithmetic; the weights are cast where they are stored otherwise.
         kept_fp32: tensors that stay in fp32 in any precision.
@@ -69,9 +70,13 @@ class TorchSession(Session):
         self.threads = threads
         self.providers = providers_on(device, kernels)
         model = EngineModel.empty(config)
+        for layer in product_layers(model):
+            # Fused operations take other forms of the doubled convolutions, derived from their kernels.
+            layer.keep_kernel() if self.providers else layer.keep_products()
         dtypes = storage_dtypes(model, precision, kept_fp32)
-        tensors = load_file(weights, device=str(device))
-        model.load_state_dict({name: tensor.to(dtypes[name]) for name, tensor in tensors.items()}, assign=True)
+        with safe_open(weights, framework="pt", device=str(device)) as file:
+            tensors = {name: file.get_tensor(name).to(dtype) for name, dtype in dtypes.items()}
+        model.load_state_dict(tensors, assign=True)
         if self.providers:
             moved, fused = fold_biases(model), fuse_ops(model, self.providers)
             logger.info("%d biases moved; layers that call fused operations: %s", moved, fused)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featinv_fast.config import FeatureSpec
-from featinv_fast.errors import ArgumentError, InstallationError
+from featinv_fast.errors import ArgumentError, EngineIntegrityError, InstallationError
 
 if TYPE_CHECKING:
     import torch
@@ -62,16 +62,23 @@ def engine_path(name: str = "student") -> Path:
 
 
 def backbone_spec(layer: str = "final") -> FeatureSpec:
-    """What the built-in backbone computes; the built-in engines take the layer "final".
+    """What the built-in backbone computes, with which weights; the built-in engines take the layer "final".
 
     Raises:
         ArgumentError: no layer is called so.
+        EngineIntegrityError: the built-in engine, which names the weights, was changed.
     """
     if layer not in _MAPS:
         raise ArgumentError("the backbone has no such layer", given=repr(layer), expected=f"one of {', '.join(_MAPS)}")
     channels, edge = _MAPS[layer]
     return FeatureSpec(
-        backbone="featinv_convnext", layer=layer, channels=channels, height=edge, width=edge, input_size=64
+        backbone="featinv_convnext",
+        layer=layer,
+        channels=channels,
+        height=edge,
+        width=edge,
+        input_size=64,
+        weights_sha256=_weights_sha256(),
     )
 
 
@@ -103,6 +110,23 @@ def results() -> dict[str, Any]:
     _require(FOLDER / RESULTS)
     tables: dict[str, Any] = json.loads((FOLDER / RESULTS).read_text(encoding="utf-8"))
     return tables
+
+
+def _weights_sha256() -> str | None:
+    """Of the backbone, as the engine that takes its features has it; `None` where there is no engine, as in a build."""
+    path = FOLDER / "student" / "manifest.json"
+    if not path.is_file():
+        return None
+    try:
+        stated: str | None = json.loads(path.read_text(encoding="utf-8"))["features"].get("weights_sha256")
+    except (ValueError, LookupError, AttributeError) as error:
+        raise EngineIntegrityError(
+            "the built-in engine was changed",
+            given=f"{path}: {error}",
+            expected="the manifest that comes with featinv-fast",
+            remedy="install featinv-fast again",
+        ) from error
+    return stated
 
 
 def _require(path: Path) -> None:

@@ -32,7 +32,7 @@ from featinv_fast.engine.files import (
     set_aside_path,
 )
 from featinv_fast.engine.lock import exclusive_lock
-from featinv_fast.engine.manifest import CHECKSUM_NAME, MANIFEST_NAME, Manifest
+from featinv_fast.engine.manifest import CHECKSUM_NAME, MANIFEST_NAME, Manifest, listed_files
 from featinv_fast.errors import ArgumentError, EngineExistsError, EngineFormatError, ExportError, FeatInvError
 
 logger = logging.getLogger(__name__)
@@ -181,7 +181,8 @@ def _refuse_to_overwrite(destination: Path, *, force: bool) -> None:
 def _replacement_problems(folder: Path) -> list[str]:
     """Why replacing the folder could lose something that is not an engine; empty when it could not.
 
-    Only names count, not contents: replacing a damaged engine is what `--force` is good for.
+    Only names count, not contents: replacing an engine that is damaged or of an older format is what `--force` is good
+    for.
     """
     if not folder.is_dir():
         return ["it is not a folder"]
@@ -191,13 +192,10 @@ def _replacement_problems(folder: Path) -> list[str]:
     if MANIFEST_NAME not in entries:
         return ["it is not an engine"]
     try:
-        manifest = Manifest.from_json((folder / MANIFEST_NAME).read_bytes())
+        listed = listed_files((folder / MANIFEST_NAME).read_bytes())
     except (EngineFormatError, OSError) as error:
         return [str(error)]
-    return [
-        f"{name!r} is not part of the engine"
-        for name in sorted(entries - {*manifest.files, MANIFEST_NAME, CHECKSUM_NAME})
-    ]
+    return [f"{name!r} is not part of the engine" for name in sorted(entries - {*listed, MANIFEST_NAME, CHECKSUM_NAME})]
 
 
 def _require_space(parent: Path, required_bytes: int) -> None:

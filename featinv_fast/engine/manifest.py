@@ -18,7 +18,7 @@ from featinv_fast.engine.graphs import GraphSpec, graph_specs
 from featinv_fast.engine.plans import PlanInfo
 from featinv_fast.errors import ConfigError, EngineFormatError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_NAME = "manifest.json"
 # `sha256sum -c manifest.json.sha256` checks the one file that cannot list its own hash.
 CHECKSUM_NAME = "manifest.json.sha256"
@@ -240,20 +240,18 @@ class Manifest:
         Raises:
             EngineFormatError: another format version, not JSON, or an unknown, missing or bad key.
         """
-        try:
-            data = json.loads(content, object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
-        except (ValueError, RecursionError) as error:
-            raise EngineFormatError(
-                f"{MANIFEST_NAME} is not an engine's manifest", given=error, expected="a JSON object"
-            ) from error
-        version = data.get("format_version") if isinstance(data, dict) else None
+        data = _parsed(content)
+        version = data.get("format_version")
         if version != FORMAT_VERSION or isinstance(version, bool):
-            newer = isinstance(version, int) and version > FORMAT_VERSION
+            number = version if isinstance(version, int) and not isinstance(version, bool) else 0
+            kind = "a newer format" if number > FORMAT_VERSION else "an older format" if number >= 1 else "no format"
             raise EngineFormatError(
-                "the engine has a newer format" if newer else "the engine has no format that this version reads",
+                f"the engine has {kind}",
                 given=f"format version {version!r}",
                 expected=f"format version {FORMAT_VERSION}",
-                remedy="upgrade featinv-fast, or export the checkpoint again with this version",
+                remedy="upgrade featinv-fast"
+                if number > FORMAT_VERSION
+                else "export the checkpoint again (--force replaces the engine)",
             )
         try:
             return from_dict(cls, data, where=MANIFEST_NAME)
@@ -264,6 +262,38 @@ class Manifest:
                 expected=error.expected,
                 remedy="export the checkpoint again",
             ) from error
+
+
+def listed_files(content: bytes) -> set[str]:
+    """Names of the files that a `manifest.json` lists, of whatever format.
+
+    Raises:
+        EngineFormatError: it is no engine's manifest.
+    """
+    data = _parsed(content)
+    files = data.get("files")
+    if not isinstance(data.get("format_version"), int) or not isinstance(files, dict):
+        raise EngineFormatError(f"{MANIFEST_NAME} is not an engine's manifest", expected="a format version and files")
+    return set(files)
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    """The JSON object of a `manifest.json`.
+
+    Raises:
+        EngineFormatError: it is none.
+    """
+    try:
+        data = json.loads(content, object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise EngineFormatError(
+            f"{MANIFEST_NAME} is not an engine's manifest", given=error, expected="a JSON object"
+        ) from error
+    if not isinstance(data, dict):
+        raise EngineFormatError(
+            f"{MANIFEST_NAME} is not an engine's manifest", given=type(data).__name__, expected="a JSON object"
+        )
+    return data
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from featinv_fast.models.layers import ResidualBlock
 from featinv_fast.rewrites.constant_prompts import constant_prompts, use_prompts
 from featinv_fast.rewrites.shared_prefix import shared_prefix
 from featinv_fast.rewrites.time_rows import time_rows
-from featinv_fast.rewrites.upsample_products import upsample_products
+from featinv_fast.rewrites.upsample_products import is_kernel, upsample_products
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -145,9 +145,11 @@ def share_copy(module: M) -> M:
 def storage_dtype(name: str, precision: Precision, kept_fp32: tuple[str, ...] = ()) -> torch.dtype:
     """In which dtype a tensor of an engine is stored.
 
-    Half precision leaves in fp32 what runs once per call (the time embedding) and what does not fit (`kept_fp32`).
+    Half precision leaves in fp32 what runs once per call (the time embedding), what other forms of a layer are derived
+    from (the kernels beside their products), and what does not fit (`kept_fp32`).
     """
-    return torch.float32 if name.startswith("time_embedding.") or name in kept_fp32 else DTYPES[precision]
+    always = name.startswith("time_embedding.") or is_kernel(name)
+    return torch.float32 if always or name in kept_fp32 else DTYPES[precision]
 
 
 def storage_dtypes(model: EngineModel, precision: Precision, kept_fp32: tuple[str, ...] = ()) -> dict[str, torch.dtype]:

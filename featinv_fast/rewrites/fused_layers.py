@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from featinv_fast.checkpoints import half_precision_exceptions
 from featinv_fast.models.condition_encoder import ConditionEncoder
 from featinv_fast.models.layers import (
     Conv2d,
@@ -20,9 +21,6 @@ from featinv_fast.models.layers import (
 from featinv_fast.rewrites.shared_prefix import Fork, take_children
 from featinv_fast.rewrites.upsample_products import UpsampleProducts
 from featinv_kernels import attention, geglu, group_norm_silu, phase_weights, resize_conv, tap_weights, upsample_conv
-
-# `UpsampleProducts` stores a kernel (a, b, c) as (-a, a + b + c, c); this brings it back: [tap, product].
-_TAPS = torch.tensor([[-1, 0, 0], [1, 1, -1], [0, 0, 1]], dtype=torch.float64)
 
 
 class FusedGroupNorm(nn.Module):
@@ -138,32 +136,31 @@ class FusedFeedForward(nn.Module):
         return self.linear_out(geglu(self.linear_in(x), provider=self.provider))
 
 
-def _products(layer: UpsampleProducts) -> list[Conv2d]:
-    """The nine convolutions."""
-    return [product for product in layer.products if isinstance(product, Conv2d)]
-
-
 def plain_upsample(layer: UpsampleProducts) -> Upsample:
-    """The layer that `layer` was made of; weights in half precision come back with up to three roundings."""
-    stacked = torch.stack([product.weight[:, :, 0, 0] for product in _products(layer)])  # [9, C', C]
-    products = stacked.reshape(3, 3, *stacked.shape[1:])
-    taps = _TAPS.to(products.device)
-    weight = torch.einsum("iv,jh,vhoc->ocij", taps, taps, products.double()).to(products.dtype)
+    """The layer that `layer` was made of, in the dtype of its bias."""
+    assert layer.kernel is not None
+    weight = _rounded(layer.kernel, layer.bias.dtype)
     with torch.device("meta"):
         upsample = Upsample(weight.shape[0])
     upsample.conv.weight = constant(weight)
-    upsample.conv.bias = _products(layer)[4].bias
+    upsample.conv.bias = constant(layer.bias.to(weight.dtype))
     return upsample
 
 
-class FusedUpsample(nn.Module):
-    """`Upsample` as four convolutions of the small map, one for each parity."""
+def _rounded(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """`weight` in `dtype`, or as it is where its values do not fit that."""
+    return weight if half_precision_exceptions({"weight": weight}, dtype) else weight.to(dtype)
 
-    def __init__(self, layer: Upsample, provider: str) -> None:
+
+class FusedUpsample(nn.Module):
+    """`Upsample` as four convolutions of the small map, one for each parity: in the dtype of the bias."""
+
+    def __init__(self, layer: UpsampleProducts, provider: str) -> None:
         super().__init__()
-        self.weight = constant(phase_weights(layer.conv.weight))
-        assert layer.conv.bias is not None
-        self.bias = layer.conv.bias
+        assert layer.kernel is not None
+        # Rounded after they were added up, once.
+        self.weight = constant(_rounded(phase_weights(layer.kernel), layer.bias.dtype))
+        self.bias = constant(layer.bias.to(self.weight.dtype))
         self.provider = provider
 
     def forward(self, x: Tensor) -> Tensor:

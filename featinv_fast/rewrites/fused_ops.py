@@ -117,8 +117,8 @@ def _fused(layer: nn.Module, providers: Mapping[str, str]) -> tuple[str | None, 
         return "geglu", FusedFeedForward(layer, providers["geglu"])
     if type(layer) is UpsampleProducts:
         # Of its own accord no provider is ahead of torch's 3x3 convolution, which reads 9 weights where phases read 16.
-        provider, upsample = providers["upsample_conv"], plain_upsample(layer)
-        return "upsample_conv", upsample if provider == AUTO else FusedUpsample(upsample, provider)
+        provider = providers["upsample_conv"]
+        return "upsample_conv", plain_upsample(layer) if provider == AUTO else FusedUpsample(layer, provider)
     if type(layer) is ConditionEncoder:
         return "resize_conv", FusedConditionEncoder(layer, providers["resize_conv"])
     if type(layer) is Fork:

@@ -5,12 +5,15 @@ The same seeds give the same images on every platform but for rounding: figures 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from featinv_fast import Runtime, demo
 from featinv_fast.engine import ParityStatus
 from featinv_fast.evaluate import Example, Setting, evaluate
+from featinv_fast.features import weights_sha256
 
 SCENES = 64
 # For rounding: it moves the images a little, and may tip the class of two of the scenes.
@@ -108,8 +111,23 @@ def test_what_was_checked_at_export_passed(name):
 
 
 def test_the_files_are_small_enough():
-    folder = demo.engine_path().parent
-    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 16_000_000
+    folder = Path(demo.__file__).parent
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    assert sum(path.stat().st_size for path in files) < 32_000_000
+
+
+@pytest.mark.parametrize("name", demo.ENGINES)
+def test_every_engine_carries_the_graphs_for_other_backends(name):
+    engine = demo.load_engine(name)
+    assert {f"{graph}.onnx" for graph in engine.graph_specs()} <= set(engine.manifest.files)
+    assert {info.backend for info in engine.manifest.parity} >= {"torch", "onnxruntime"}
+    assert engine.manifest.tensorrt_parsers is not None
+
+
+def test_the_backbone_is_the_one_that_the_engines_name():
+    given = weights_sha256(demo.backbone().model)
+    assert demo.backbone_spec("1").weights_sha256 == given
+    assert {demo.load_engine(name).manifest.features.weights_sha256 for name in demo.ENGINES} == {given}
 
 
 def test_the_backbone_knows_its_classes(scenes):

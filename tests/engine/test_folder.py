@@ -270,9 +270,9 @@ def test_c2_names_that_lead_elsewhere(engine: Path, name: str) -> None:
 
 
 def test_c7_an_engine_of_a_newer_format(engine: Path) -> None:
-    data = json.loads((engine / "manifest.json").read_bytes()) | {"format_version": 3}
+    data = json.loads((engine / "manifest.json").read_bytes()) | {"format_version": 4}
     rewrite_manifest(engine, json.dumps(data).encode())
-    with pytest.raises(EngineFormatError, match=r"format version 3\n  expected: format version 2"):
+    with pytest.raises(EngineFormatError, match=r"format version 4\n  expected: format version 3"):
         open_engine(engine)
 
 

@@ -14,7 +14,7 @@ def test_json_gives_back_the_same_manifest(manifest: Manifest) -> None:
 
 def test_json_is_for_people_and_tools(manifest: Manifest) -> None:
     data = json.loads(manifest.to_json())
-    assert data["format_version"] == FORMAT_VERSION == 2
+    assert data["format_version"] == FORMAT_VERSION == 3
     assert data["precision"] == "fp16"
     assert data["rewrites"] == [{"name": "constant prompts", "exactness": "exact", "note": ""}]
     assert [row["status"] for row in data["parity"]] == ["passed", "not run"]
@@ -31,15 +31,23 @@ def test_graph_specs_follow_from_the_manifest(manifest: Manifest) -> None:
 def test_c7_a_newer_format_is_refused_naming_both_versions(manifest: Manifest) -> None:
     data = json.loads(manifest.to_json()) | {"format_version": 7, "something_new": True}
     with pytest.raises(
-        EngineFormatError, match=r"newer format\n  given: format version 7\n  expected: format version 2"
+        EngineFormatError, match=r"newer format\n  given: format version 7\n  expected: format version 3"
     ):
         Manifest.from_json(json.dumps(data).encode())
 
 
-@pytest.mark.parametrize("version", [0, 1, -1, "2", None, True, 1.5, [2]])
-def test_c7_other_versions_are_refused(manifest: Manifest, version: object) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_older_format_is_to_be_exported_again(manifest: Manifest, version: int) -> None:
     data = json.loads(manifest.to_json()) | {"format_version": version}
-    with pytest.raises(EngineFormatError, match="no format that this version reads"):
+    del data["family"]
+    with pytest.raises(EngineFormatError, match=r"older format(.|\n)*remedy: export the checkpoint again"):
+        Manifest.from_json(json.dumps(data).encode())
+
+
+@pytest.mark.parametrize("version", [0, -1, "3", None, True, 3.5, [3]])
+def test_c7_what_is_no_version_is_refused(manifest: Manifest, version: object) -> None:
+    data = json.loads(manifest.to_json()) | {"format_version": version}
+    with pytest.raises(EngineFormatError, match="the engine has no format"):
         Manifest.from_json(json.dumps(data).encode())
 
 

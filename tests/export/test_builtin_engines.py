@@ -1,4 +1,4 @@
-"""The built-in engines on every backend of a CPU: the packages and graphs that they do not ship are made here."""
+"""The built-in engines on every backend of a CPU: the packages, which they do not ship, are made here."""
 
 from __future__ import annotations
 
@@ -6,20 +6,17 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import onnx_ir
 import pytest
 import torch
 
 from featinv_export import parity
 from featinv_export.aoti_packages import write_packages
-from featinv_export.onnx_graphs import export_graph
 from featinv_export.stored import stored_cases
 from featinv_export.weights import weight_index
 from featinv_fast import Runtime, demo
 from featinv_fast.backends.aoti_ import target_here
 from featinv_fast.backends.torch_ import WEIGHT_FILE, TorchSession
 from featinv_fast.engine import EngineFolder, open_engine
-from featinv_fast.rewrites.engine_model import EngineModel
 
 CPU = torch.device("cpu")
 BACKENDS = ("torch", "onnxruntime", "aoti")
@@ -30,7 +27,7 @@ STEPS = {"student": 4, "teacher": 10}
 
 @pytest.fixture(scope="module")
 def engines(restage, tmp_path_factory) -> dict[str, EngineFolder]:
-    """Both engines with ONNX graphs and AOTInductor packages, made once: they hold no weights."""
+    """Both engines with AOTInductor packages, made once: they hold no weights."""
     folder = tmp_path_factory.mktemp("built_in")
     first, *others = demo.ENGINES
     manifest = demo.load_engine(first).manifest
@@ -38,15 +35,11 @@ def engines(restage, tmp_path_factory) -> dict[str, EngineFolder]:
     def make(stage: Path) -> None:
         session = TorchSession(manifest.model, stage / WEIGHT_FILE, device=CPU, precision=manifest.precision)
         write_packages(session.graphs, manifest.graph_specs(), CPU, stage, lambda _: None)
-        graphs, index = EngineModel.empty(manifest.model).graphs(), weight_index(stage)
-        for name, spec in manifest.graph_specs().items():
-            onnx_ir.save(export_graph(graphs[name], spec, index), stage / f"{name}.onnx")
 
     def copy(stage: Path) -> None:
         assert weight_index(stage) == weight_index(folder / first)
-        for suffix in ("onnx", "pt2"):
-            for path in (folder / first).glob(f"*.{suffix}"):
-                shutil.copyfile(path, stage / path.name)
+        for path in (folder / first).glob("*.pt2"):
+            shutil.copyfile(path, stage / path.name)
 
     aoti = target_here(CPU)
     restage(demo.engine_path(first), folder / first, make, aoti=aoti)

@@ -145,7 +145,7 @@ def test_the_command_line(monkeypatch, capsys):
     arguments = (
         "--root r --out o --from-stage export --set base:training.steps=7 --student trajectory --scenes 9 --quiet"
     )
-    assert cli.main([*arguments.split(), "--onnx"]) == 0
+    assert cli.main([*arguments.split(), "--no-onnx"]) == 0
     assert given == [
         BuildOptions(
             root=Path("r"),
@@ -154,7 +154,7 @@ def test_the_command_line(monkeypatch, capsys):
             changes=["base:training.steps=7"],
             student="trajectory",
             scenes=9,
-            onnx=True,
+            onnx=False,
             progress=False,
         )
     ]

@@ -12,14 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx_ir
 import pytest
 import torch
 from torch import Tensor
 
-from featinv_export.onnx_graphs import export_graph
+from featinv_export.exporter import write_graphs
 from featinv_export.trt_parser_support import check_graphs
-from featinv_export.weights import weight_index
 from featinv_fast import demo
 from featinv_fast.backends import Request, load
 from featinv_fast.backends.torch_ import WEIGHT_FILE
@@ -152,21 +150,20 @@ def test_other_tools_compute_what_the_official_code_computed(
 def test_other_tools_compute_the_built_in_engines(
     tmp_path: Path, run_elsewhere, relative_norm, name: str, precision: Precision, tolerance: float
 ):
-    """They are shipped without graphs: those are made here, and point into the weights, which are stored in fp16."""
+    """In fp32 by the graphs that are shipped; others are made here. Both point into the weights, stored in fp16."""
     engine = demo.load_engine(name)
     manifest = engine.manifest
     assert (manifest.sampling.guidance_scale == 1.0) == (name == "student")
     idle = "denoiser" if name == "student" else "denoiser_unguided"  # which it does not run by default
     specs = {graph: spec for graph, spec in manifest.graph_specs().items() if graph != idle}
     shutil.copyfile(engine.path / WEIGHT_FILE, tmp_path / WEIGHT_FILE)
-    index = weight_index(tmp_path)
-    structure = EngineModel.empty(manifest.model)
-    dtypes = storage_dtypes(structure, precision, manifest.kept_fp32)
-    for tensor, parameter in structure.named_parameters():
-        parameter.data = parameter.data.to(dtypes[tensor])
-    graphs = structure.graphs()
-    for graph, spec in specs.items():
-        onnx_ir.save(export_graph(graphs[graph], spec, index), tmp_path / f"{graph}.onnx")
+    if precision is manifest.precision:
+        for graph in specs:
+            shutil.copyfile(engine.path / f"{graph}.onnx", tmp_path / f"{graph}.onnx")
+    else:
+        structure = EngineModel.empty(manifest.model)
+        dtypes = storage_dtypes(structure, precision, manifest.kept_fp32)
+        write_graphs(structure, dtypes, specs, tmp_path, lambda _: None)
     assert check_graphs([tmp_path / f"{graph}.onnx" for graph in specs], "10.0") == []
     cases = random_cases(specs, batches=(2,))
     expected = compute_here(engine, cases)

@@ -6,16 +6,19 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
+from featinv_fast.backends.torch_ import TorchSession
+from featinv_fast.config import Precision
 from featinv_fast.errors import ArgumentError
-from featinv_fast.models.layers import ResidualBlock
-from featinv_fast.rewrites.engine_model import EngineModel
+from featinv_fast.models.layers import ResidualBlock, Upsample
+from featinv_fast.rewrites.engine_model import DTYPES, EngineModel, storage_dtypes
 from featinv_fast.rewrites.folded_biases import fold_biases
 from featinv_fast.rewrites.fused_layers import FusedGroupNorm, PointwiseConv, plain_upsample
 from featinv_fast.rewrites.fused_ops import LAYER_OPS, fuse_ops, layer_providers, provider_problems
 from featinv_fast.rewrites.upsample_products import UpsampleProducts
-from featinv_kernels import OPS
+from featinv_kernels import OPS, phase_weights
 
 EXACT = 1e-10
 # A change of summation order moves the golden outputs by 2e-6.
@@ -164,12 +167,43 @@ def test_maps_keep_their_channels_last(tiny_config, make_model, graph):
     assert len(first) >= len(strays) + 2
 
 
-def test_an_upsample_comes_back_from_its_products(tiny, tiny_config, make_model, relative_norm):
+@pytest.mark.parametrize("provider", ["auto", "reference"])
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.FP32])
+def test_doubled_convolutions_round_the_weights_once(
+    tiny_config, make_model, relative_norm, tmp_path, precision, provider
+):
+    """Of an engine stored in fp16: what a GPU calls is as near to the model as its weights rounded in that form."""
+    model = make_model(tiny_config, dtype=torch.float64)
+    prompts = torch.randn(2, tiny_config.context_tokens, tiny_config.context_channels, dtype=torch.float64)
+    stored = EngineModel(model, prompts)
+    dtypes = storage_dtypes(stored, Precision.FP16)
+    save_file({name: t.to(dtypes[name]) for name, t in stored.state_dict().items()}, tmp_path / "w.safetensors")
+    kernels = {"attention": "reference", "upsample_conv": provider}
+    session = TorchSession(
+        tiny_config, tmp_path / "w.safetensors", device=torch.device("cpu"), precision=precision, kernels=kernels
+    )
+    layers = dict(session.graphs["denoiser"].named_modules()) | dict(session.graphs["decoder"].named_modules())
+    networks = {"denoiser.unet": model.denoiser.unet, "decoder": model.autoencoder.decoder}
+    originals = {
+        f"{prefix}.{name}": module.conv.weight
+        for prefix, network in networks.items()
+        for name, module in network.named_modules()
+        if isinstance(module, Upsample)
+    }
+    assert len(originals) > 1
+    for name, weight in originals.items():
+        form = phase_weights(weight) if provider == "reference" else weight
+        given = layers[name].weight if provider == "reference" else layers[name].conv.weight
+        assert given.dtype is DTYPES[precision]
+        assert relative_norm(given, form) <= 1.001 * relative_norm(form.to(DTYPES[precision]), form), name
+
+
+def test_an_upsample_comes_back_from_beside_its_products(tiny, tiny_config, make_model, relative_norm):
     plain = make_model(tiny_config, dtype=torch.float64).denoiser.unet.decoder.levels[0].upsample
     weight = plain.conv.weight.clone()
     back = plain_upsample(UpsampleProducts(plain.conv))
     assert relative_norm(back.conv.weight, weight) <= EXACT
-    assert back.conv.bias is plain.conv.bias
+    assert torch.equal(back.conv.bias, plain.conv.bias)
 
 
 def test_heads_beyond_the_kernels_stay_torchs(tiny_config, make_model, monkeypatch):

@@ -58,6 +58,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--student", metavar="RECIPE", help="the distillation to install: consistency (default) or trajectory")
     add("--scenes", type=int, metavar="N", help="test scenes to measure on (default: 512)")
-    add("--onnx", action="store_true", help="write ONNX graphs of the student, too (1 MB)")
+    add("--no-onnx", dest="onnx", action="store_false", help="no ONNX graphs: engines for the torch backend alone")
     add("--quiet", action="store_true", help="no progress bars")
     return parser

@@ -54,8 +54,7 @@ class BuildOptions:
         changes: values that replace those of the recipes: "KEY=VALUE" for all, "RECIPE:KEY=VALUE" for one.
         student: the distillation that is made and becomes the built-in student.
         scenes: number of test scenes.
-        onnx: write ONNX graphs of the student, too. Without them it runs on the torch backend alone; with them the
-            folder of the recipes' models is larger than `build.LARGEST_BYTES`.
+        onnx: write the ONNX graphs of the engines, with which every backend serves them; 1 MB each.
         progress: show bars on stderr.
 
     Raises:
@@ -68,7 +67,7 @@ class BuildOptions:
     changes: list[str] = dataclasses.field(default_factory=list)
     student: str = "consistency"
     scenes: int = 512
-    onnx: bool = False
+    onnx: bool = True
     progress: bool = True
 
     def __post_init__(self) -> None:
