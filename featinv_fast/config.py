@@ -61,6 +61,31 @@ class Matching:
 Sha256 = Annotated[str, Matching("[0-9a-f]{64}", "a SHA-256 as 64 lower-case hexadecimal digits")]
 
 
+@dataclasses.dataclass(frozen=True)
+class Length:
+    """A tuple with so many values, both ends included."""
+
+    minimum: int
+    maximum: int
+
+    def admits(self, value: tuple[Any, ...]) -> bool:
+        """Whether `value` is so long."""
+        return self.minimum <= len(value) <= self.maximum
+
+    def __str__(self) -> str:
+        return f"{self.minimum} to {self.maximum} values"
+
+
+# Widths of layers, far beyond what is trained: a limit against nonsense, not against models.
+Channels = Annotated[int, Between(1, 65_536)]
+# Of each level over the first one's width; deeper networks would have nothing left of a latent.
+Multipliers = Annotated[tuple[Annotated[int, Between(1, 64)], ...], Length(1, 6)]
+Blocks = Annotated[int, Between(1, 4)]
+# Every GroupNorm of these networks has so many groups.
+NORM_GROUPS = 32
+NORM_CHANNELS = f"a multiple of {NORM_GROUPS}"
+
+
 class Limited:
     """A dataclass whose fields may declare limits, which are checked whenever one is made."""
 
@@ -95,6 +120,16 @@ def _require_limits(hint: Any, value: Any, path: str) -> None:
             _require_limits(inner, part, f"{path}[{i}]")
 
 
+def _require(path: str, given: object, holds: bool, expected: str) -> None:
+    """Refuse a value that does not fit the others.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if not holds:
+        raise ConfigError(f"bad value for {path}", given=given, expected=expected)
+
+
 def _inner_hints(args: tuple[Any, ...], count: int) -> list[Any]:
     """The hints of a tuple's `count` values."""
     return [args[0]] * count if args[-1] is Ellipsis else list(args)
@@ -118,38 +153,86 @@ class FeatureLayout(enum.StrEnum):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AutoencoderConfig:
-    """KL autoencoder (Rombach et al., arXiv 2112.10752) with the field's factor-8 layout."""
+class AutoencoderConfig(Limited):
+    """KL autoencoder (Rombach et al., arXiv 2112.10752) with the field's factor-8 layout.
 
-    channels: int = 128
-    channel_multipliers: tuple[int, ...] = (1, 2, 4, 4)
-    blocks_per_level: int = 2
-    image_channels: int = 3
-    latent_channels: int = 4
-    latent_scale: float = 0.18215
+    Raises:
+        ConfigError: a value outside its range, or widths that GroupNorm cannot divide.
+    """
+
+    channels: Channels = 128
+    channel_multipliers: Multipliers = (1, 2, 4, 4)
+    blocks_per_level: Blocks = 2
+    image_channels: Annotated[int, Between(1, 64)] = 3
+    latent_channels: Annotated[int, Between(1, 1024)] = 4
+    latent_scale: Annotated[float, Between(1e-6, 1e6)] = 0.18215
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require("AutoencoderConfig.channels", self.channels, self.channels % NORM_GROUPS == 0, NORM_CHANNELS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Limited):
     """Architecture of a FeatInv model: U-Net, ControlNet, condition encoder and autoencoder.
 
     The defaults are the official model: miniSD (Stable Diffusion 1.4 at 256 px) and ConvNeXt-Base features.
+
+    Raises:
+        ConfigError: a value outside its range, or values that no network can have together.
     """
 
-    latent_channels: int = 4
-    latent_size: int = 32
-    channels: int = 320
-    channel_multipliers: tuple[int, ...] = (1, 2, 4, 4)
-    blocks_per_level: int = 2
-    attention_levels: tuple[int, ...] = (0, 1, 2)
-    heads: int = 8
-    context_channels: int = 768
-    context_tokens: int = 77
-    feature_channels: int = 1024
-    condition_hidden_channels: int = 512
+    latent_channels: Annotated[int, Between(1, 1024)] = 4
+    latent_size: Annotated[int, Between(1, 128)] = 32
+    channels: Channels = 320
+    channel_multipliers: Multipliers = (1, 2, 4, 4)
+    blocks_per_level: Blocks = 2
+    attention_levels: Annotated[tuple[Annotated[int, Between(0, 5)], ...], Length(0, 6)] = (0, 1, 2)
+    heads: Annotated[int, Between(1, 1024)] = 8
+    context_channels: Channels = 768
+    context_tokens: Annotated[int, Between(1, 65_536)] = 77
+    feature_channels: Channels = 1024
+    condition_hidden_channels: Channels = 512
     # Width of the guidance embedding of a full LCM U-Net (arXiv 2310.04378, sec. 4.2); 0 = none.
-    guidance_embedding_channels: int = 0
+    guidance_embedding_channels: Annotated[int, Between(0, 65_536)] = 0
     autoencoder: AutoencoderConfig = AutoencoderConfig()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        last, guidance = len(self.channel_multipliers) - 1, self.guidance_embedding_channels
+        attended = {c for level, c in enumerate(self.level_channels) if level in {*self.attention_levels, last}}
+        _require("ModelConfig.channels", self.channels, self.channels % NORM_GROUPS == 0, NORM_CHANNELS)
+        _require(
+            "ModelConfig.attention_levels",
+            self.attention_levels,
+            all(level <= last for level in self.attention_levels),
+            f"levels of 0 to {last}",
+        )
+        _require(
+            "ModelConfig.heads",
+            self.heads,
+            all(c % self.heads == 0 for c in attended),
+            f"a divisor of the widths {sorted(attended)}",
+        )
+        _require(
+            "ModelConfig.latent_size",
+            self.latent_size,
+            self.latent_size % 2**last == 0,
+            f"a multiple of {2**last}, to be halved {last} times",
+        )
+        _require(
+            "ModelConfig.guidance_embedding_channels",
+            guidance,
+            guidance % 2 == 0 and guidance != 2,
+            "an even number, 0 for none or at least 4",
+        )
+        given = self.autoencoder.latent_channels
+        _require(
+            "ModelConfig.autoencoder.latent_channels",
+            given,
+            given == self.latent_channels,
+            f"the model's, {self.latent_channels}",
+        )
 
     @property
     def time_embedding_channels(self) -> int:
@@ -232,7 +315,7 @@ class FeatureSpec(Limited):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
+class SamplingConfig(Limited):
     """An engine's defaults for `Runtime.invert`. The values here are the official ones.
 
     Attributes:
@@ -244,9 +327,9 @@ class SamplingConfig:
     """
 
     sampler: str = "ddim"
-    steps: int = 50
-    guidance_scale: float = 1.75
-    unconditional_strength: float = 1.0
+    steps: Annotated[int, Between(1, 1000)] = 50
+    guidance_scale: Annotated[float, Between(-10_000, 10_000)] = 1.75
+    unconditional_strength: Annotated[float, Between(-10_000, 10_000)] = 1.0
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from featinv_fast.backends.onnxruntime_ import OnnxruntimeBackend
 from featinv_fast.backends.onnxruntime_providers import Variant
 from featinv_fast.backends.tensorrt_ import TensorrtBackend
 from featinv_fast.backends.torch_ import OFF, TorchBackend
+from featinv_fast.backends.weights import require_fitting_weights
 from featinv_fast.errors import ArgumentError, BackendUnavailableError
 from featinv_fast.rewrites.fused_ops import AUTO
 
@@ -77,6 +78,7 @@ def load(request: Request, backend: str = "auto") -> Session:
     Raises:
         ArgumentError: there is no backend of this name.
         BackendUnavailableError: the request cannot be served; it carries every candidate's reasons.
+        EngineIntegrityError: the engine's weights are not those of its architecture.
     """
     if backend != "auto" and backend not in BACKENDS:
         raise ArgumentError(
@@ -85,6 +87,7 @@ def load(request: Request, backend: str = "auto") -> Session:
     reasons = reasons_against(request)
     name = preferred(request.device, reasons) if backend == "auto" else backend
     if name is not None and not reasons[name]:
+        require_fitting_weights(request.engine)
         session = BACKENDS[name].load(request)
         logger.info("running %s on %s with %s", request.engine.path, session.device, name)
         return session

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from featinv_fast.checkpoints.infer import as_mismatch
 from featinv_fast.checkpoints.reader import Raw
 from featinv_fast.config import ModelConfig
 from featinv_fast.errors import CheckpointMismatchError
@@ -154,14 +155,15 @@ def complete(config: ModelConfig, raw: Raw) -> ModelConfig:
             raise _contradiction(component, key, value, f"a positive {type(default).__name__}")
         return value
 
-    return dataclasses.replace(
-        config,
-        heads=number("unet", "attention_head_dim", config.heads),
-        latent_size=number("condition_encoder", "latent_size", config.latent_size),
-        autoencoder=dataclasses.replace(
-            config.autoencoder, latent_scale=number("vae", "scaling_factor", config.autoencoder.latent_scale)
-        ),
-    )
+    with as_mismatch():
+        return dataclasses.replace(
+            config,
+            heads=number("unet", "attention_head_dim", config.heads),
+            latent_size=number("condition_encoder", "latent_size", config.latent_size),
+            autoencoder=dataclasses.replace(
+                config.autoencoder, latent_scale=number("vae", "scaling_factor", config.autoencoder.latent_scale)
+            ),
+        )
 
 
 def check(config: ModelConfig, raw: Raw) -> None:

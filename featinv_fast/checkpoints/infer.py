@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 
 from featinv_fast.checkpoints.architecture import Shape, Shapes
 from featinv_fast.checkpoints.recipe import Layout
 from featinv_fast.config import AutoencoderConfig, ModelConfig
-from featinv_fast.errors import CheckpointMismatchError
+from featinv_fast.errors import CheckpointMismatchError, ConfigError
 
 GROUPS = 32  # of every GroupNorm: widths are its multiples
 ENCODER = "denoiser.unet.encoder"
@@ -41,18 +43,32 @@ def infer_config(layout: Layout, shapes: Shapes) -> ModelConfig:
     channels, latent_channels = _shape(landmarks, CONV_IN, 4)[:2]
     multipliers, blocks = _levels(landmarks, ENCODER, "residual.conv_in", channels)
     hidden, feature_channels = _shape(landmarks, FEATURES, 4)[:2]
-    return ModelConfig(
-        latent_channels=latent_channels,
-        channels=channels,
-        channel_multipliers=multipliers,
-        blocks_per_level=blocks,
-        attention_levels=_attention_levels(landmarks),
-        context_channels=_shape(landmarks, CONTEXT, 2)[1],
-        feature_channels=feature_channels,
-        condition_hidden_channels=hidden,
-        guidance_embedding_channels=_shape(landmarks, GUIDANCE, 2)[1] if GUIDANCE in landmarks else 0,
-        autoencoder=_autoencoder(landmarks),
-    )
+    with as_mismatch():
+        return ModelConfig(
+            latent_channels=latent_channels,
+            channels=channels,
+            channel_multipliers=multipliers,
+            blocks_per_level=blocks,
+            attention_levels=_attention_levels(landmarks),
+            context_channels=_shape(landmarks, CONTEXT, 2)[1],
+            feature_channels=feature_channels,
+            condition_hidden_channels=hidden,
+            guidance_embedding_channels=_shape(landmarks, GUIDANCE, 2)[1] if GUIDANCE in landmarks else 0,
+            autoencoder=_autoencoder(landmarks),
+        )
+
+
+@contextlib.contextmanager
+def as_mismatch() -> Iterator[None]:
+    """Numbers of a checkpoint that no model has are the checkpoint's fault.
+
+    Raises:
+        CheckpointMismatchError: in place of a ConfigError.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        raise _unfit(error.problem, error.given, error.expected) from error
 
 
 def _autoencoder(landmarks: Shapes) -> AutoencoderConfig:

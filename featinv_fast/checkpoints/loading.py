@@ -13,7 +13,7 @@ from torch import Tensor
 from featinv_fast.checkpoints import metadata as statements
 from featinv_fast.checkpoints.architecture import PROMPTS, TEXT_ENCODER, Shape, Shapes, text_encoder_shapes
 from featinv_fast.checkpoints.folder import read_folder
-from featinv_fast.checkpoints.infer import infer_config
+from featinv_fast.checkpoints.infer import as_mismatch, infer_config
 from featinv_fast.checkpoints.layouts import recognise, signatures
 from featinv_fast.checkpoints.reader import read_file
 from featinv_fast.checkpoints.recipe import Layout, Recipe
@@ -157,7 +157,8 @@ def _text_encoder(shapes: Shapes) -> dict[str, Shape]:
 def with_tokens(config: ModelConfig, extras: Shapes) -> ModelConfig:
     """`config` with the prompt length of the stored prompts or of the text encoder."""
     shapes = [extras[name] for name in (*PROMPTS, POSITIONS) if len(extras.get(name, ())) >= 2]
-    return dataclasses.replace(config, context_tokens=shapes[0][-2]) if shapes else config
+    with as_mismatch():
+        return dataclasses.replace(config, context_tokens=shapes[0][-2]) if shapes else config
 
 
 def check_extras(config: ModelConfig, extras: Shapes) -> None:

@@ -9,19 +9,36 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
-import math
-import re
-from typing import Any
+from collections.abc import Collection
+from typing import Annotated, Any
 
-from featinv_fast.config import FeatureSpec, ModelConfig, Precision, SamplingConfig, from_dict, to_dict
+from featinv_fast.config import (
+    Between,
+    FeatureSpec,
+    Limited,
+    ModelConfig,
+    Precision,
+    SamplingConfig,
+    Sha256,
+    from_dict,
+    to_dict,
+)
 from featinv_fast.engine.graphs import GraphSpec, graph_specs
-from featinv_fast.engine.plans import PlanInfo
+from featinv_fast.engine.plans import BATCHES, PLAN_SUFFIX, PlanInfo
 from featinv_fast.errors import ConfigError, EngineFormatError
 
 FORMAT_VERSION = 3
 MANIFEST_NAME = "manifest.json"
 # `sha256sum -c manifest.json.sha256` checks the one file that cannot list its own hash.
 CHECKSUM_NAME = "manifest.json.sha256"
+
+
+# What compares the files of graphs, by their suffix.
+CHECKED_BY = {".onnx": "onnxruntime", ".pt2": "aoti", PLAN_SUFFIX: "tensorrt"}
+
+
+# Of a comparison; NaN and infinity are none that passes.
+Error = Annotated[float, Between(0, 1e300)]
 
 
 class EngineFamily(enum.StrEnum):
@@ -45,7 +62,7 @@ class ParityStatus(enum.StrEnum):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FileInfo:
+class FileInfo(Limited):
     """Content of one file.
 
     Attributes:
@@ -53,12 +70,8 @@ class FileInfo:
         size: in bytes.
     """
 
-    sha256: str
-    size: int
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch("[0-9a-f]{64}", self.sha256) or self.size < 0:
-            raise ConfigError("not a sha256 and a size", given=(self.sha256, self.size), expected="64 digits, >= 0")
+    sha256: Sha256
+    size: Annotated[int, Between(0, 2**60)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +99,7 @@ class OptionInfo:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ParityInfo:
+class ParityInfo(Limited):
     """One graph on one backend compared with the eager model at one batch size.
 
     Attributes:
@@ -102,20 +115,21 @@ class ParityInfo:
 
     graph: str
     backend: str
-    batch: int
+    batch: Annotated[int, BATCHES]
     status: ParityStatus
-    max_abs: float | None = None
-    relative: float | None = None
-    tolerance: float | None = None
+    max_abs: Error | None = None
+    relative: Error | None = None
+    tolerance: Error | None = None
     reason: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.status is ParityStatus.NOT_RUN:
             if not self.reason:
                 raise ConfigError(f"the parity of {self.graph} was not run for no stated reason", expected="a reason")
         elif self.max_abs is None or self.relative is None or self.tolerance is None:
             raise ConfigError(f"the parity of {self.graph} passed without its numbers", given=self)
-        elif not (math.isfinite(self.max_abs) and self.relative <= self.tolerance):
+        elif self.relative > self.tolerance:
             raise ConfigError(f"the parity of {self.graph} is called passed but was missed", given=self)
 
 
@@ -152,7 +166,7 @@ class SourceInfo:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Manifest:
+class Manifest(Limited):
     """What an engine is, how it was made and what its files hold.
 
     Attributes:
@@ -193,9 +207,9 @@ class Manifest:
     storage: Precision | None = None
     kept_fp32: tuple[str, ...] = ()
     prompts: PromptInfo
-    time_bias_size: int
-    max_batch: int
-    optimal_batch: int = 1
+    time_bias_size: Annotated[int, Between(1, 2**30)]
+    max_batch: Annotated[int, BATCHES]
+    optimal_batch: Annotated[int, BATCHES] = 1
     rewrites: tuple[OptionInfo, ...] = ()
     adaptations: tuple[str, ...] = ()
     parity: tuple[ParityInfo, ...] = ()
@@ -207,10 +221,26 @@ class Manifest:
     files: dict[str, FileInfo] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         graphs = self.graph_specs()  # raises ConfigError when the sizes contradict one another
         planned = [plan.graph for plan in self.plans]
         if len(set(planned)) != len(planned) or not set(planned) <= set(graphs):
             raise ConfigError("the plans are not those of the graphs", given=planned, expected=sorted(graphs))
+
+    def unchecked(self, names: Collection[str] | None = None) -> tuple[str, ...]:
+        """Files of graphs that nobody compared with the plain model; `parity` has the reasons.
+
+        Args:
+            names: of an engine that is not installed yet, its files; otherwise those that are listed.
+        """
+        names = self.files if names is None else names
+        passed = {(info.graph, info.backend) for info in self.parity if info.status is ParityStatus.PASSED}
+        return tuple(
+            graph + suffix
+            for suffix, backend in CHECKED_BY.items()
+            for graph in self.graph_specs()
+            if graph + suffix in names and (graph, backend) not in passed
+        )
 
     def graph_specs(self) -> dict[str, GraphSpec]:
         """The graphs of this engine by name."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import enum
 import re
+from typing import Annotated
 
-from featinv_fast.config import Precision
+from featinv_fast.config import Between, Limited, Precision
 from featinv_fast.errors import ConfigError
 
 PLAN_SUFFIX = ".plan"
+# Images in one call: far beyond what any memory holds.
+BATCHES = Between(1, 65_536)
 
 
 class PlanWeights(enum.StrEnum):
@@ -29,14 +32,15 @@ class HardwareCompatibility(enum.StrEnum):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BatchProfile:
+class BatchProfile(Limited):
     """A range of batch sizes that a plan is tuned for, both ends included."""
 
-    minimum: int
-    optimum: int
-    maximum: int
+    minimum: Annotated[int, BATCHES]
+    optimum: Annotated[int, BATCHES]
+    maximum: Annotated[int, BATCHES]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= self.minimum <= self.optimum <= self.maximum:
             raise ConfigError(
                 "a profile's batch sizes are not ordered",
@@ -66,7 +70,7 @@ class PlanTarget:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlanInfo:
+class PlanInfo(Limited):
     """One plan: everything that its content depends on.
 
     Attributes:
@@ -92,8 +96,8 @@ class PlanInfo:
     weights: PlanWeights = PlanWeights.FIXED
     hardware: HardwareCompatibility = HardwareCompatibility.NONE
     version_compatible: bool = False
-    workspace_mib: int | None = None
-    optimization_level: int = 3
+    workspace_mib: Annotated[int, Between(1, 2**24)] | None = None
+    optimization_level: Annotated[int, Between(0, 5)] = 3
 
     @property
     def file_name(self) -> str:

@@ -85,7 +85,7 @@ def test_c1_a_damaged_file_is_named_before_any_library_reads_it(copy, monkeypatc
         raise AssertionError("a library was given a file of a damaged engine")
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", parsed)
-    monkeypatch.setattr("featinv_fast.backends.torch_.load_file", parsed)
+    monkeypatch.setattr("featinv_fast.backends.torch_.safe_open", parsed)
     content = (copy / name).read_bytes()
     middle = len(content) // 2
     spoilt = {
