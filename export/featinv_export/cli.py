@@ -66,13 +66,13 @@ def _work(arguments: Sequence[str] | None) -> int:
 def _run(given: dict[str, Any]) -> Path:
     """Make what the arguments ask for. Modules that need torch are imported late: usage errors do not wait for it."""
     if "verify" in given:
-        folder = given.pop("verify")
+        folder, unchecked = given.pop("verify"), given.pop("unchecked")
         _refuse(given, "with --verify")
         require_engine(folder)
 
         from featinv_export.verify import verify
 
-        return _with_bar(lambda progress: verify(folder, progress))
+        return _with_bar(lambda progress: verify(folder, progress, unchecked=unchecked))
     plans = take_plan_options(given)
     if "from_onnx" in given:
         folder = given.pop("from_onnx")
@@ -209,6 +209,11 @@ def _add_subjects(group: Group) -> None:
     add("--inspect", type=Path, metavar="DIR", help="show what is inside an engine")
     add("--out", type=Path, metavar="DIR", help="engine folder to write (default: the checkpoint's name + .engine)")
     add("--force", action="store_true", help="replace an engine that is already there")
+    add(
+        "--unchecked",
+        action="store_true",
+        help="install also what cannot be run here to check it; the engine's manifest and model card say so",
+    )
     add("--name", help="name of the engine, for people (default: the checkpoint's name)")
     add("--json", action="store_true", help="print a JSON object instead of the engine's path")
 

@@ -14,6 +14,7 @@ import torch
 
 from featinv_export import parity, source
 from featinv_export.aoti_packages import require_compiler, write_packages
+from featinv_export.checks import GRAPHS, PACKAGES, require_checkable
 from featinv_export.model_card import model_card
 from featinv_export.options import ExportOptions
 from featinv_export.tensorrt_.plans import GPU, require_tensorrt, write_plans
@@ -31,7 +32,7 @@ from featinv_fast.engine.files import entry_names
 from featinv_fast.engine.manifest import MANIFEST_NAME
 from featinv_fast.engine.plans import PlanInfo
 from featinv_fast.engine.trust import note_built_here
-from featinv_fast.errors import MissingPackageError
+from featinv_fast.errors import ArgumentError, MissingPackageError
 from featinv_fast.rewrites.engine_model import EngineModel, storage_dtypes
 from featinv_kernels.torch_state import neutral_torch_state
 
@@ -65,7 +66,8 @@ def export(options: ExportOptions, progress: Progress = lambda *_: None) -> Path
         TextError: a prompt cannot be embedded.
         BackendUnavailableError: TensorRT plans are asked for, and there is no TensorRT or no GPU.
         MissingPackageError: ONNX graphs or AOTInductor packages are asked for but what writes them is not installed.
-        EngineExistsError, EngineLockedError, ExportError: the destination cannot be written, or packages not compiled.
+        EngineExistsError, EngineLockedError, ExportError: the destination cannot be written, packages not compiled, or
+            what is asked for not checked here.
         ParityError: a graph does not compute what the model computes. The numbers are in a file beside the
             destination, named like it with `.parity.json` at the end; nothing was installed.
     """
@@ -77,6 +79,18 @@ def export(options: ExportOptions, progress: Progress = lambda *_: None) -> Path
     aoti = None if options.aoti is None else resolve_device(options.aoti)
     if aoti is not None:
         require_compiler(aoti)
+    if options.unchecked and not options.onnx and aoti is None:
+        raise ArgumentError(
+            "unchecked has no effect",
+            given="an engine of weights alone",
+            expected="ONNX graphs or AOTInductor packages",
+            remedy="leave it out: what torch computes is always checked",
+        )
+    problems = {
+        GRAPHS: parity.graph_problems(options.precision) if options.onnx else [],
+        PACKAGES: parity.package_problems(aoti, options.precision) if aoti is not None else [],
+    }
+    require_checkable(problems, unchecked=options.unchecked)
     steps = Steps(_step_count(options), progress)
     steps.begin("reading the checkpoint")
     checkpoint = source.read_checkpoint(options)

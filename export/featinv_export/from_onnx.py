@@ -15,6 +15,7 @@ from featinv_export.tensorrt_.options import PlanOptions
 from featinv_export.tensorrt_.plans import GPU, require_tensorrt, write_plans
 from featinv_fast.backends.onnxruntime_ import SUFFIX as ONNX_SUFFIX
 from featinv_fast.backends.torch_ import WEIGHT_FILE
+from featinv_fast.backends.weights import require_fitting_weights
 from featinv_fast.engine import open_engine, staging
 from featinv_fast.engine.files import entry_names
 from featinv_fast.errors import ArgumentError
@@ -45,6 +46,7 @@ def add_plans(folder: Path, options: PlanOptions, progress: Progress = lambda *_
     steps = Steps(9, progress)
     steps.begin("opening the engine")
     engine = open_engine(folder)
+    require_fitting_weights(engine)
     profiles = options.batch_profiles(engine.manifest.optimal_batch, engine.manifest.max_batch)
     manifest = dataclasses.replace(
         engine.manifest,

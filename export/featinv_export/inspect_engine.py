@@ -20,6 +20,7 @@ def as_data(engine: EngineFolder) -> dict[str, Any]:
         "image_size": manifest.model.image_size,
         "graphs": {name: _graph(spec) for name, spec in manifest.graph_specs().items()},
         "backends": _backends(manifest),
+        "unchecked": list(manifest.unchecked()),
     }
 
 
@@ -78,6 +79,7 @@ def as_text(engine: EngineFolder) -> str:
         lines.append(
             f"  packages are for {manifest.aoti.target}, {manifest.aoti.platform}, torch {manifest.aoti.torch}"
         )
+    lines += [f"  UNCHECKED, compared with the plain model by nobody: {name}" for name in manifest.unchecked()]
     lines += ["", "parity: relative difference from the plain model"]
     for info in manifest.parity:
         passed = info.status is ParityStatus.PASSED

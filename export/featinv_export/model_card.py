@@ -21,6 +21,10 @@ PARITY = """\
 Each graph against the plain model in fp32 (no rewrites, the two branches one after the other), on a CPU. Relative: the
 norm of the difference over the norm of the result."""
 
+UNCHECKED = """\
+**Not checked**: {names}. Nothing could run them where the engine was made, and they were installed all the same, as was
+asked for (`--unchecked`). `featinv-export --verify` checks them where it can."""
+
 FILES = {
     "condition_encoder": "feature maps to the condition, once per image",
     "time_embedding": "timesteps to rows of biases, once per call",
@@ -38,6 +42,7 @@ def model_card(manifest: Manifest, file_names: list[str]) -> str:
         file_names: the files of the folder.
     """
     features, sampling = manifest.features, manifest.sampling
+    unchecked = manifest.unchecked(file_names)
     image = manifest.model.image_size
     sections = [
         f"# {_text(manifest.name)}",
@@ -75,6 +80,7 @@ def model_card(manifest: Manifest, file_names: list[str]) -> str:
         _table(("file", "content"), [(f"`{name}`", _content(name, manifest.aoti)) for name in file_names]),
         "## Parity",
         PARITY,
+        *([UNCHECKED.format(names=", ".join(f"`{name}`" for name in unchecked))] if unchecked else []),
         _table(
             ("graph", "backend", "batch", "relative", "tolerance", "largest difference"), map(_parity, manifest.parity)
         ),

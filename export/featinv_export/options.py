@@ -10,6 +10,7 @@ from featinv_export.tensorrt_.options import PlanOptions
 from featinv_fast import samplers
 from featinv_fast.checks import choice, count
 from featinv_fast.config import Precision
+from featinv_fast.engine.plans import BATCHES
 from featinv_fast.errors import ArgumentError
 
 AOTI_DEVICES = ("auto", "cpu", "cuda")
@@ -46,6 +47,7 @@ class ExportOptions:
         guidance_scale: the engine's default guidance scale.
         force: replace an engine that is already at `out`.
         trt: also build TensorRT plans of the ONNX graphs, on the GPU of this machine.
+        unchecked: install also what cannot be run here to compare it with the plain model; the engine says so.
 
     Raises:
         ArgumentError: values that contradict each other or lie outside their range.
@@ -75,13 +77,14 @@ class ExportOptions:
     guidance_scale: float | None = None
     force: bool = False
     trt: PlanOptions | None = None
+    unchecked: bool = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.optimal_batch <= self.max_batch:
+        if not 1 <= self.optimal_batch <= self.max_batch <= BATCHES.maximum:
             raise ArgumentError(
                 "the batch sizes are out of range",
                 given=f"optimal {self.optimal_batch}, largest {self.max_batch}",
-                expected="1 <= optimal <= largest",
+                expected=f"1 <= optimal <= largest <= {BATCHES.maximum:,}",
                 remedy="choose --optimal-batch and --max-batch so",
             )
         if self.aoti not in (None, *AOTI_DEVICES):

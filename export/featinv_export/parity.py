@@ -198,9 +198,7 @@ def compare(candidate: Candidate, cases: Sequence[Case], report: Callable[[str],
 
 def _run_onnxruntime(candidate: Candidate, cases: Sequence[Case], report: Callable[[str], object]) -> list[Comparison]:
     results: list[Comparison] = []
-    problems = provider_problems(CPU)
-    if candidate.precision is Precision.BF16:
-        problems.append("onnxruntime has no bf16 kernels for the CPU")
+    problems = graph_problems(candidate.precision)
     for name in candidate.specs:
         report(f"checking {name}{SUFFIX}")
         own = [case for case in cases if case.graph == name]
@@ -254,7 +252,7 @@ def require_passed(results: Sequence[Comparison], report_path: Path) -> tuple[Pa
 
 
 def _run_torch(candidate: Candidate, cases: Sequence[Case]) -> list[Comparison]:
-    if _has_kernels(candidate.precision):
+    if has_kernels(candidate.precision):
         session = functools.partial(_torch_session, candidate, candidate.precision)
         return run_all(candidate, "torch", cases, session)
     # Torch would fall back to loops that are hundreds of times slower. The stored weights can still be checked.
@@ -265,21 +263,34 @@ def _run_torch(candidate: Candidate, cases: Sequence[Case]) -> list[Comparison]:
 
 
 def _run_aoti(candidate: Candidate, cases: Sequence[Case], device: torch.device) -> list[Comparison]:
-    if device.type == "cpu" and not _has_kernels(candidate.precision):
-        reason = f"this CPU has no {candidate.precision} convolutions"
-        return [_comparison(case, "aoti", "not run", reason=reason) for case in cases]
+    if problems := package_problems(device, candidate.precision):
+        return [_comparison(case, "aoti", "not run", reason="; ".join(problems)) for case in cases]
     # On a GPU torch would round the factors of fp32 convolutions to ten bits.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return run_all(candidate, "aoti", cases, functools.partial(_aoti_session, candidate, device))
 
 
-def _has_kernels(precision: Precision) -> bool:
+def has_kernels(precision: Precision) -> bool:
     """Whether torch computes in `precision` on this CPU without emulating it."""
     supported = {
         Precision.FP16: torch.ops.mkldnn._is_mkldnn_fp16_supported,  # noqa: SLF001 -- there is no public name
         Precision.BF16: torch.ops.mkldnn._is_mkldnn_bf16_supported,  # noqa: SLF001
     }
     return precision not in supported or supported[precision]()
+
+
+def graph_problems(precision: Precision) -> list[str]:
+    """Why ONNX graphs cannot be run here to check them; empty when they can."""
+    problems = provider_problems(CPU)
+    if precision is Precision.BF16:
+        problems.append("onnxruntime has no bf16 kernels for the CPU")
+    return problems
+
+
+def package_problems(device: torch.device, precision: Precision) -> list[str]:
+    """Why AOTInductor packages for a device that is here cannot be run to check them; empty when they can."""
+    emulated = device.type == "cpu" and not has_kernels(precision)
+    return [f"this CPU has no {precision} convolutions"] if emulated else []
 
 
 def _torch_session(candidate: Candidate, precision: Precision) -> Session:

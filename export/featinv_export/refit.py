@@ -15,6 +15,7 @@ from pathlib import Path
 
 from featinv_export import parity, source
 from featinv_export.aoti_packages import runnable_packages
+from featinv_export.checks import GRAPHS, PACKAGES, PLANS, require_checkable
 from featinv_export.exporter import CARD, SPARE_BYTES, Progress, Steps
 from featinv_export.external_data import require_own_weights
 from featinv_export.model_card import model_card
@@ -27,6 +28,7 @@ from featinv_fast.backends.onnxruntime_ import SUFFIX as ONNX_SUFFIX
 from featinv_fast.backends.tensorrt_ import stale_reasons
 from featinv_fast.backends.tensorrt_plan import plan_target, tensorrt_problems
 from featinv_fast.backends.torch_ import WEIGHT_FILE
+from featinv_fast.backends.weights import require_fitting_weights
 from featinv_fast.checkpoints import Checkpoint, check_finite
 from featinv_fast.config import FeatureSpec, to_dict
 from featinv_fast.engine import EngineFolder, Manifest, ParityInfo, ParityStatus, open_engine, staging
@@ -64,14 +66,26 @@ def refit(folder: Path, options: ExportOptions, progress: Progress = lambda *_: 
     Raises:
         EngineError: the engine cannot be opened, or a graph has weights outside of it.
         CheckpointError: the checkpoint cannot be read, or has another architecture.
-        ExportError: its weights cannot be stored as the graphs need them.
+        ExportError: its weights cannot be stored as the graphs need them, or what the engine carries cannot be checked
+            here (see `ExportOptions.unchecked`).
         ParityError: a graph does not compute what the model computes; the engine is as it was.
     """
     engine = open_engine(folder)
+    require_fitting_weights(engine)
     manifest = engine.manifest
     graphs = [name + ONNX_SUFFIX for name in manifest.graph_specs() if name + ONNX_SUFFIX in manifest.files]
     packages = [name + AOTI_SUFFIX for name in manifest.graph_specs() if name + AOTI_SUFFIX in manifest.files]
     aoti, aoti_problems = runnable_packages(engine)
+    if aoti is not None:
+        aoti_problems = parity.package_problems(aoti, manifest.precision)
+    stripped = [plan for plan in manifest.plans if plan.weights is PlanWeights.STRIPPED]
+    kept = [plan for plan in stripped if not stale_reasons(plan, engine)]
+    problems = {
+        GRAPHS: parity.graph_problems(manifest.precision) if graphs else [],
+        PACKAGES: aoti_problems if packages else [],
+        PLANS: _plan_problems(engine, kept) if kept else [],
+    }
+    require_checkable(problems, unchecked=options.unchecked)
     steps = Steps(6 + len(graphs) + (aoti is not None), progress)
     steps.begin("reading the checkpoint")
     checkpoint = source.read_checkpoint(options)
@@ -97,12 +111,12 @@ def refit(folder: Path, options: ExportOptions, progress: Progress = lambda *_: 
         candidate = parity.Candidate.of_engine(manifest, stage.path, onnx=bool(graphs), aoti=aoti)
         results = list(parity.compare(candidate, cases, steps.begin))
         plans = _refit_plans(engine, stage.path)
-        problems = _plan_problems(engine, plans)
-        if plans and not problems:
+        plan_problems = _plan_problems(engine, plans)
+        if plans and not plan_problems:
             results += parity.compare_plans(candidate, plans, cases, GPU)
         checked = parity.require_passed(results, stage.destination.with_name(f"{stage.destination.name}.parity.json"))
-        if problems:
-            checked += _unchecked("tensorrt", [plan.graph for plan in plans], problems)
+        if plan_problems:
+            checked += _unchecked("tensorrt", [plan.graph for plan in plans], plan_problems)
         if packages and aoti is None:
             checked += _unchecked("aoti", list(specs), aoti_problems)
 

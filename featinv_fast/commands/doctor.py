@@ -47,6 +47,7 @@ def doctor(engine: EngineFolder | None = None) -> dict[str, Any]:
             "path": str(engine.path),
             "name": manifest.name,
             "precision": str(manifest.precision),
+            "unchecked": list(manifest.unchecked()),
             "files": {name: info.size for name, info in manifest.files.items()},
         }
         report["backends"] = {device.type: reasons_against(Request(engine=engine, device=device)) for device in devices}
@@ -72,6 +73,7 @@ def describe(report: dict[str, Any]) -> str:
             "",
             f"engine {engine['path']}",
             f"  {engine['name']}, {engine['precision']}, {size:,.0f} MiB, every byte as exported",
+            *(f"  unchecked, compared with the plain model by nobody: {name}" for name in engine["unchecked"]),
         ]
     lines += ["", "backends for this engine" if "engine" in report else "backends"]
     for device, backends in report["backends"].items():

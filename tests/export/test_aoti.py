@@ -118,12 +118,17 @@ def test_packages_that_cannot_be_run_are_kept_and_said_not_to_be_checked(
     aoti_engine, other_checkpoint, tmp_path, monkeypatch
 ):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "empty"))
-    out = refit(aoti_engine, ExportOptions(checkpoint=other_checkpoint, out=tmp_path / "other.engine"))
+    options = ExportOptions(checkpoint=other_checkpoint, out=tmp_path / "other.engine")
+    with pytest.raises(ExportError, match=r"AOTInductor packages: not built here(.|\n)*--unchecked"):
+        refit(aoti_engine, options)
+    assert not options.out.exists()
+    out = refit(aoti_engine, dataclasses.replace(options, unchecked=True))
     manifest = open_engine(out).manifest
     assert manifest.aoti is not None
     rows = [info for info in manifest.parity if info.backend == "aoti"]
     assert [info.status for info in rows] == ["not run"] * 10
     assert all("not built here" in info.reason for info in rows)
+    assert set(manifest.unchecked()) == {f"{graph}.pt2" for graph in GRAPHS}
 
 
 @pytest.mark.parametrize("device", ["cpu", "auto"])

@@ -162,7 +162,7 @@ def test_without_onnxruntime_it_is_not_run_for_a_reason(compare, monkeypatch):
 
 
 def test_where_the_cpu_has_no_kernels_the_stored_weights_are_checked_in_fp32(candidate, compare, monkeypatch):
-    monkeypatch.setattr(parity, "_has_kernels", lambda _: False)
+    monkeypatch.setattr(parity, "has_kernels", lambda _: False)
     results = compare()
     assert results["torch", 1].status == "not run"
     assert "convolutions" in results["torch", 1].reason

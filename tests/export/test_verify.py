@@ -14,6 +14,7 @@ import pytest
 from featinv_export import cli
 from featinv_export.verify import verify
 from featinv_fast.engine import Manifest, ParityInfo, ParityStatus, open_engine
+from featinv_fast.errors import ExportError
 
 
 def parity(engine: Path) -> dict[tuple[str, str, int], ParityInfo]:
@@ -87,11 +88,13 @@ def test_b12_a_failing_graph_changes_nothing(stale, tiny_engine, capsys):
     assert {path.name for path in engine.parent.iterdir()} == {engine.name, report.name}
 
 
-def test_what_cannot_run_here_keeps_its_numbers(stale, monkeypatch):
+def test_what_cannot_run_here_is_refused_or_keeps_its_numbers(stale, monkeypatch):
     monkeypatch.setattr("featinv_export.parity.provider_problems", lambda _: ["planted"])
     engine = stale()
     before = open_engine(engine).manifest.parity
-    verify(engine)
+    with pytest.raises(ExportError, match=r"ONNX graphs: planted(.|\n)*--unchecked"):
+        verify(engine)
+    verify(engine, unchecked=True)
     assert open_engine(engine).manifest.parity == before
 
 
@@ -112,7 +115,9 @@ def test_packages_are_verified_where_they_may_run(aoti_engine, restage, tmp_path
     same = [dataclasses.replace(info, max_abs=0.5) for info in known]
     engine = restage(aoti_engine, tmp_path / "copy.engine", parity=tuple(same))
     monkeypatch.setenv("FEATINV_CACHE", str(tmp_path / "empty"))  # where nothing was noted as built here
-    verify(engine)
+    with pytest.raises(ExportError, match="AOTInductor packages: not built here"):
+        verify(engine)
+    verify(engine, unchecked=True)
     assert {info.max_abs for info in parity(engine).values()} == {0.5}
     monkeypatch.undo()
     verify(engine)

@@ -18,6 +18,7 @@ from featinv_fast import Runtime
 from featinv_fast.backends import Request, reasons_against
 from featinv_fast.engine import ParityStatus, open_engine
 from featinv_fast.engine.plans import PlanWeights
+from featinv_fast.errors import ExportError
 
 
 @pytest.fixture
@@ -92,7 +93,9 @@ def test_without_tensorrt_stripped_plans_are_kept_and_refittable_ones_are_not(
 ):
     folder = engine(PlanWeights.STRIPPED)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    refit(folder, ExportOptions(checkpoint=other))
+    with pytest.raises(ExportError, match="TensorRT plans: "):
+        refit(folder, ExportOptions(checkpoint=other))
+    refit(folder, ExportOptions(checkpoint=other, unchecked=True))
     manifest = open_engine(folder).manifest
     assert len(manifest.plans) == 5
     rows = [info for info in manifest.parity if info.backend == "tensorrt"]
@@ -114,7 +117,9 @@ def test_c3_a_stripped_plan_that_was_not_built_here_is_kept_and_not_run(
     folder = engine(PlanWeights.STRIPPED)
     monkeypatch.setenv("FEATINV_CACHE", str(tmp_path / "another user"))
     simulation.recorder.calls.clear()
-    refit(folder, ExportOptions(checkpoint=other))
+    with pytest.raises(ExportError, match="TensorRT plans: "):
+        refit(folder, ExportOptions(checkpoint=other))
+    refit(folder, ExportOptions(checkpoint=other, unchecked=True))
     assert simulation.recorder.arguments("Runtime.deserialize_cuda_engine") == []
     manifest = open_engine(folder).manifest
     assert len(manifest.plans) == 5
@@ -128,7 +133,9 @@ def test_c4_a_stripped_plan_for_another_gpu_is_kept_and_not_run(simulation, engi
     properties = type("Properties", (), {"name": "Another GPU", "major": 9, "minor": 0})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     simulation.recorder.calls.clear()
-    refit(folder, ExportOptions(checkpoint=other))
+    with pytest.raises(ExportError, match="TensorRT plans: "):
+        refit(folder, ExportOptions(checkpoint=other))
+    refit(folder, ExportOptions(checkpoint=other, unchecked=True))
     assert simulation.recorder.arguments("Runtime.deserialize_cuda_engine") == []
     rows = [info for info in open_engine(folder).manifest.parity if info.backend == "tensorrt"]
     assert {info.status for info in rows} == {ParityStatus.NOT_RUN}

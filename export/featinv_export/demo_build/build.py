@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from featinv_export.demo_build.card import card
 from featinv_export.demo_build.measure import measure
 from featinv_export.demo_build.options import CARD, PICTURES, PLOT, BuildOptions, Stage
@@ -54,9 +56,9 @@ def train(options: BuildOptions) -> None:
     for name in options.recipes:
         if not options.checkpoint(name).exists():
             run(options.recipe(name), root=options.root, progress=options.progress)
-            if name == "backbone":
-                # As it is shipped: what is trained on its features names the weights that made them.
-                _halve(options.checkpoint(name), options.checkpoint(name))
+        if name == "backbone":
+            # As it is shipped: what is trained on its features names the weights that made them.
+            _halve(options.checkpoint(name), options.checkpoint(name))
 
 
 def export_engines(options: BuildOptions) -> None:
@@ -121,11 +123,14 @@ def install(options: BuildOptions) -> None:
 
 
 def _halve(source: Path, target: Path) -> None:
-    """Copy a weight file with its floating-point tensors in fp16."""
+    """Copy a weight file with its floating-point tensors in fp16; one that is so already stays where it is."""
     from safetensors import safe_open
 
     with safe_open(source, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- it is no mapping
         metadata = file.metadata() or {}
+    stays = all(tensor.dtype is torch.float16 for tensor in tensors.values() if tensor.is_floating_point())
+    if source == target and stays:
+        return
     halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     write_safetensors(target, halves, metadata)
