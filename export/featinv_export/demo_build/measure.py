@@ -35,6 +35,7 @@ from featinv_fast.evaluate import (
     quality_plot,
 )
 from featinv_fast.features import Backbone
+from featinv_fast.rewrites.upsample_products import is_kernel
 from featinv_fast.runtime import Inversion, Runtime
 from featinv_fast.train.place import RECIPE_NOTE
 
@@ -268,8 +269,8 @@ def _recipe(name: str, options: BuildOptions) -> dict[str, Any]:
 
 
 def _parameters(options: BuildOptions) -> dict[str, int]:
-    """How many numbers the parts of an engine hold."""
-    index = weight_index(options.engines / "teacher")
+    """How many numbers the parts of an engine hold, each once."""
+    index = {name: t for name, t in weight_index(options.engines / "teacher").items() if not is_kernel(name)}
     return {
         part: sum(math.prod(tensor.shape) for name, tensor in index.items() if name.startswith(f"{part}."))
         for part in PARTS
