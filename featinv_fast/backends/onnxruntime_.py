@@ -182,6 +182,7 @@ class OnnxruntimeSession(Session):
                 expected=f"a graph for onnxruntime {onnxruntime.__version__} or older with weights in its own folder",
                 remedy="export the engine again, or upgrade onnxruntime",
             ) from error
+        _require_declared(session, self._specs[graph], path)
         self.placements[graph] = self._placement(graph, session, [name for name, _ in wanted])
         self._sessions[graph] = session
         return session
@@ -218,6 +219,23 @@ class OnnxruntimeSession(Session):
         counts = dict(Counter(provider for provider, _, _ in nodes))
         logger.info("onnxruntime runs %s on %s", graph, ", ".join(f"{name} ({n} nodes)" for name, n in counts.items()))
         return counts
+
+
+def _require_declared(session: Any, spec: GraphSpec, path: Path) -> None:
+    """Refuse a graph that is not the one that the manifest's sizes declare.
+
+    Raises:
+        EngineIntegrityError: other inputs or another output, or other sizes of them.
+    """
+    given = {value.name: list(value.shape) for value in (*session.get_inputs(), *session.get_outputs())}
+    expected = {tensor.name: list(tensor.shape) for tensor in (*spec.inputs, spec.output)}
+    if given != expected:
+        raise EngineIntegrityError(
+            f"{path} is not the graph that the engine's manifest declares",
+            given={name: shape for name, shape in given.items() if expected.get(name) != shape},
+            expected={name: shape for name, shape in expected.items() if given.get(name) != shape},
+            remedy="export the checkpoint again",
+        )
 
 
 def _run_options(**entries: int) -> Any:

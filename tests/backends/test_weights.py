@@ -106,8 +106,19 @@ def test_an_architecture_that_is_not_the_weights_is_refused(mutant, key, value, 
     ],
 )
 def test_values_that_no_network_has_together_are_refused(mutant, key, value):
-    with pytest.raises(EngineFormatError, match=key.rpartition(".")[2].split("_")[0]):
+    named = "several layers" if key == "features.more_layers" else key.rpartition(".")[2]
+    with pytest.raises(EngineFormatError, match=named):
         Runtime(mutant(key, value), backend="torch", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("features.height", 7), ("model.latent_size", 16), ("features.width", None)]
+)
+def test_a_graph_of_other_sizes_than_the_manifests_is_refused(mutant, key, value):
+    runtime = Runtime(mutant(key, value), backend="onnxruntime", device="cpu")
+    height, width = 7 if key == "features.height" else 5, 5
+    with pytest.raises(EngineIntegrityError, match="is not the graph that the engine's manifest declares"):
+        runtime.invert(torch.zeros(1, 6, height, width), steps=1)
 
 
 def without_one(folder: Path) -> None:
