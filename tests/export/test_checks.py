@@ -31,13 +31,14 @@ def alone(monkeypatch):
 
 
 def test_without_onnxruntime_graphs_are_refused_before_any_work(alone, tmp_path, capsys):
-    """The checkpoint is not even looked for."""
-    missing, out = tmp_path / "none.safetensors", tmp_path / "x.engine"
+    """The checkpoint is not even looked into."""
+    checkpoint, out = tmp_path / "none.safetensors", tmp_path / "x.engine"
+    checkpoint.write_bytes(b"no checkpoint")
     with pytest.raises(ExportError, match=REFUSAL):
-        export(ExportOptions(checkpoint=missing, out=out, onnx=True))
-    assert cli.main(["--ckpt", str(missing), "--out", str(out), "--onnx"]) == 1
+        export(ExportOptions(checkpoint=checkpoint, out=out, onnx=True))
+    assert cli.main(["--ckpt", str(checkpoint), "--out", str(out), "--onnx"]) == 1
     assert re.search(REFUSAL, capsys.readouterr().err)
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [checkpoint]
 
 
 def test_an_engine_with_graphs_is_not_refitted_or_verified_without_onnxruntime(alone, tiny_engine, tmp_path):
