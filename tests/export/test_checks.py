@@ -65,7 +65,7 @@ def test_what_is_left_unchecked_by_name_is_said_everywhere(tiny_bf16_engine):
     names = {f"{graph}.onnx" for graph in engine.graph_specs()}
     assert set(engine.manifest.unchecked()) == names
     assert set(as_data(engine)["unchecked"]) == names
-    card, report = (tiny_bf16_engine / "README.md").read_text(), doctor(tiny_bf16_engine)
+    card, report = (tiny_bf16_engine / "README.md").read_text(), doctor(engine)
     assert "**Not checked**: `condition_encoder.onnx`" in card
     for text in (as_text(engine), describe(report)):
         assert len(re.findall(r"compared with the plain model by nobody: \w+\.onnx", text)) == len(names)
