@@ -11,17 +11,19 @@ from mutate import fields, plain, png
 from PIL import Image
 from target import Target
 
-from featinv_fast.features import read_image
-from featinv_fast.features.files import IMAGE_SUFFIXES
+from featinv_fast.features import ImageReading, center_crop, read_image
 
 SIZE = (17, 11)
-FORMATS = {".jpg": "JPEG", ".tif": "TIFF"} | {
+SUFFIXES = {".jpg": "JPEG", ".tif": "TIFF"} | {
     f".{name.lower()}": name for name in ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
 }
 MODES = {
     "BMP": ("1", "L", "P", "RGB", "RGBA"),
+    "GIF": ("L", "P"),
     "JPEG": ("L", "RGB", "CMYK"),
+    "JPEG2000": ("L", "RGB", "RGBA"),
     "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
+    "PPM": ("1", "L", "RGB"),
     "TIFF": ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I", "I;16", "F"),
     "WEBP": ("RGB", "RGBA"),
 }
@@ -39,7 +41,8 @@ class Images(Target):
         """A file whose suffix is mostly that of its format."""
         kind, mode = random.choice(tuple(self.seeds))
         content = _mutated(random, kind, self.seeds[kind, mode])
-        suffixes = [suffix for suffix in IMAGE_SUFFIXES if FORMATS.get(suffix) == kind or random.random() < 0.02]
+        # Readers go by the content; formats without a suffix of their own come under one of the others.
+        suffixes = [suffix for suffix, named in SUFFIXES.items() if named == kind] or list(SUFFIXES)
         path = folder / f"mutant{random.choice(suffixes)}"
         path.write_bytes(content)
         return path
@@ -54,8 +57,9 @@ class Images(Target):
             return None
 
     def run(self, path: Path) -> None:
-        """Read it as a backbone's input."""
-        read_image(path).tobytes()
+        """Read it as a backbone's input, turned as its EXIF tag says or not."""
+        for reading in (ImageReading(), ImageReading(exif_rotation=True)):
+            center_crop(read_image(path, reading), 16, reading).tobytes()
 
 
 def _picture(kind: str, mode: str) -> bytes:
@@ -88,7 +92,9 @@ def _mutated(random: Random, kind: str, content: bytes) -> bytes:
             return fields.mutated(random, content, fields.tiff_places(content))
         case "WEBP":
             return fields.mutated(random, content, fields.riff_places(content))
-    return fields.mutated(random, content, list(fields.BMP))
+        case "BMP":
+            return fields.mutated(random, content, list(fields.BMP))
+    return plain.mutated(random, content, first=64)
 
 
 TARGET = Images

@@ -20,6 +20,10 @@ from featinv_fast.checkpoints import check_finite, load
 from featinv_fast.checkpoints.reader import PICKLE_SUFFIXES
 
 
+# What saving raises where something odd cannot be saved; an array of no strides would have to be written in full.
+UNSAVABLE = (TypeError, NotImplementedError, RuntimeError, MemoryError)
+
+
 class Pickles(Target):
     """Whole checkpoints, of which a few tensors are of interest, and small files for what the reader alone does."""
 
@@ -117,11 +121,11 @@ def _saved(random: Random, content: Any) -> bytes:
     if random.random() < 0.05:
         try:
             return pickle.dumps(content, protocol=random.choice((0, 2, 4, 5)))
-        except (TypeError, NotImplementedError, RuntimeError):
+        except UNSAVABLE:
             content = None
     try:
         torch.save(content, buffer, _use_new_zipfile_serialization=random.random() < 0.75)
-    except (TypeError, NotImplementedError, RuntimeError):  # not everything odd can be saved
+    except UNSAVABLE:  # not everything odd can be saved
         buffer = io.BytesIO()
         torch.save({}, buffer)
     return buffer.getvalue()
