@@ -113,7 +113,7 @@ def _require_limits(hint: Any, value: Any, path: str) -> None:
     elif origin is Annotated:
         for limit in args[1:]:
             if not limit.admits(value):
-                raise ConfigError(f"bad value for {path}", given=repr(value), expected=limit)
+                raise ConfigError(f"bad value for {path}", given=_shown(value), expected=limit)
         _require_limits(args[0], value, path)
     elif origin is tuple:
         for i, (inner, part) in enumerate(zip(_inner_hints(args, len(value)), value, strict=True)):

@@ -33,8 +33,10 @@ def choice(name: str, value: Any, allowed: Iterable[Option]) -> Option:
 
 
 def did_you_mean(value: Any, allowed: Iterable[str]) -> str | None:
-    """The member of `allowed` that `value` was probably meant to be; `None` where none is near."""
-    near = difflib.get_close_matches(str(value), [str(option) for option in allowed], n=1)
+    """The member of `allowed` that `value` was probably meant to be; `None` where none is near, or it is no text."""
+    if not isinstance(value, str):
+        return None
+    near = difflib.get_close_matches(value, [str(option) for option in allowed], n=1)
     return near[0] if near else None
 
 

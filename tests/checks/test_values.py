@@ -16,6 +16,7 @@ def test_the_nearest_value_is_offered():
     assert "mean" not in str(caught.value)
     assert did_you_mean("--step", ["--steps", "--seed"]) == "--steps"
     assert did_you_mean("--qqq", ["--steps", "--seed"]) is None
+    assert did_you_mean(10**5000, ["--steps", "--seed"]) is None  # Python does not write so many digits
 
 
 def test_counts_have_a_least_value():

@@ -20,6 +20,7 @@ crop = "center"
 [model]
 latent_size = 16
 channel_multipliers = [1, 2]
+attention_levels = [0]
 [training]
 steps = 5
 precision = "bf16"
@@ -73,6 +74,7 @@ def test_a_change_may_add_a_table(recipe):
     [
         ('recipe = "base"', 'recipe = "bass"', "unknown recipe"),
         ('recipe = "base"', "", "unknown recipe"),
+        ('recipe = "base"', f"recipe = 0x{'F' * 5000}", "unknown recipe"),
         ("steps = 5", "steps = 5\nstep = 5", "step"),
         ("steps = 5", "steps = 5.5", "training.steps"),
         ("steps = 5", "steps = 0", "out of range"),
