@@ -35,17 +35,17 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         report(f"making more of {name}")
         (folder / name).write_bytes(b"a graph or a package")
 
-    def write_graphs(structure: object, dtypes: object, specs: dict[str, Any], folder: Path, steps: Any) -> None:
+    def write_graphs(structure: object, dtypes: object, specs: dict[str, Any], folder: Path, report: Any) -> None:
         for name in specs:
-            stand_in(f"{name}.onnx", folder, steps.begin)
+            stand_in(f"{name}.onnx", folder, report)
 
     def write_packages(graphs: object, specs: dict[str, Any], device: object, folder: Path, report: Any) -> None:
         for name in specs:
             stand_in(f"{name}.pt2", folder, report)
 
-    monkeypatch.setattr(exporter, "_write_graphs", write_graphs)
+    monkeypatch.setattr(exporter, "write_graphs", write_graphs)
     monkeypatch.setattr(exporter, "write_packages", write_packages)
-    monkeypatch.setattr(exporter, "_tensorrt_parsers", lambda *_: None)
+    monkeypatch.setattr(exporter, "tensorrt_parsers", lambda *_: None)
     monkeypatch.setattr(parity, "reference_cases", lambda *_: [])
     monkeypatch.setattr(parity, "compare", lambda *_: ())
     return names
