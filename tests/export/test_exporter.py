@@ -20,6 +20,7 @@ from featinv_fast.config import FeatureLayout, FeatureSpec, Precision, SamplingC
 from featinv_fast.engine import Exactness, ParityStatus, PromptInfo, open_engine
 from featinv_fast.errors import ArgumentError
 from featinv_fast.rewrites.engine_model import EngineModel
+from featinv_fast.rewrites.upsample_products import is_kernel
 from featinv_fast.runtime import Runtime
 
 
@@ -177,7 +178,8 @@ def test_bf16_without_onnx(checkpoint_file, tmp_path: Path):
     engine = open_engine(export(options))
     weights = load_file(engine.path / "weights.safetensors")
     for name, tensor in weights.items():
-        assert tensor.dtype is (torch.float32 if name.startswith("time_embedding.") else torch.bfloat16)
+        in_fp32 = name.startswith("time_embedding.") or is_kernel(name)
+        assert tensor.dtype is (torch.float32 if in_fp32 else torch.bfloat16)
 
 
 def test_a_checkpoint_in_half_precision_exports_in_fp32(tiny, checkpoint_file, tmp_path: Path):
@@ -229,7 +231,7 @@ def test_weights_stored_in_half_precision_are_computed_with_in_fp32(tiny, checkp
     manifest = open_engine(folder).manifest
     assert (manifest.precision, manifest.storage) == (Precision.FP32, Precision.FP16)
     for name, tensor in load_file(folder / "weights.safetensors").items():
-        kept = name.startswith("time_embedding.") or name in manifest.kept_fp32
+        kept = name.startswith("time_embedding.") or is_kernel(name) or name in manifest.kept_fp32
         assert tensor.dtype is (torch.float32 if kept else torch.float16), name
     # Both backends ran in fp32 and compute the same; what they lose against the checkpoint is told.
     assert {(info.backend, info.status) for info in manifest.parity} == {

@@ -14,6 +14,7 @@ from featinv_fast.models.layers import ContextProjection, CrossAttention, Residu
 from featinv_fast.rewrites.constant_prompts import ConstantContext, constant_prompts
 from featinv_fast.rewrites.engine_model import EngineModel, share_copy, storage_dtypes
 from featinv_fast.rewrites.time_rows import RowSlice, time_rows
+from featinv_fast.rewrites.upsample_products import is_kernel
 
 EXACT = 1e-10
 GUIDANCE_SCALE = 1.75
@@ -195,6 +196,6 @@ def test_storage_dtypes(tiny_config):
     dtypes = storage_dtypes(engine, Precision.FP16, kept)
     assert set(dtypes) == set(engine.state_dict())
     fp32 = {name for name, dtype in dtypes.items() if dtype is torch.float32}
-    assert fp32 == {name for name in dtypes if name.startswith("time_embedding.")} | set(kept)
+    assert fp32 == {name for name in dtypes if name.startswith("time_embedding.") or is_kernel(name)} | set(kept)
     assert set(dtypes.values()) == {torch.float32, torch.float16}
     assert set(storage_dtypes(engine, Precision.FP32).values()) == {torch.float32}

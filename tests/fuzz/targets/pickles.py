@@ -19,7 +19,6 @@ from torch import Tensor
 from featinv_fast.checkpoints import check_finite, load
 from featinv_fast.checkpoints.reader import PICKLE_SUFFIXES
 
-
 # What saving raises where something odd cannot be saved; an array of no strides would have to be written in full.
 UNSAVABLE = (TypeError, NotImplementedError, RuntimeError, MemoryError)
 
