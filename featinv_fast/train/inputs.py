@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from featinv_fast.errors import ConfigError
+from featinv_fast.features import weights_sha256
 from featinv_fast.models import Autoencoder
 from featinv_fast.train.cache import precompute, rows
 from featinv_fast.train.data import Data, batch_of, identity, repeats
@@ -128,11 +129,10 @@ class Inputs(nn.Module):
         return {name: torch.from_numpy(batch[name]) for name in ("images", *self._concepts)}
 
     def _identity(self, config: DataConfig) -> dict[str, Any]:
-        """What the kept values depend on; of the autoencoder, the sums of its weights tell one from another."""
-        sums = [p.double().sum().item() for p in self.autoencoder.encoder.parameters()]
+        """What the kept values depend on."""
         return {
             "data": identity(self._data, config),
             "extractor": None if self._extractor is None else self._extractor.identity(),
             "image_size": self._image_size,
-            "autoencoder": [float(f"{value:.12g}") for value in sums],
+            "autoencoder": weights_sha256(self.autoencoder.encoder),
         } | ({"concepts": self._concepts} if self._concepts else {})

@@ -550,6 +550,19 @@ def test_kept_inputs_are_the_computed_ones(pictures, make_model, tiny_config, tm
     assert len(list(tmp_path.iterdir())) == (kept is Cache.DISK)
 
 
+def test_latents_of_another_autoencoder_are_computed_anew(pictures, make_model, tiny_config, tmp_path):
+    """Also where each of its weights has the same sum."""
+    data = ImageFolder(select(pictures), size=16, crop=Crop.CENTER)
+    config = DataConfig(source="pictures", size=16, crop=Crop.CENTER, cache=Cache.DISK)
+    autoencoder, means = make_model(tiny_config).autoencoder, []
+    for _ in range(2):
+        inputs = Inputs(data, config, autoencoder, image_size=16, extractor=None, folder=tmp_path, progress=False)
+        means.append(inputs.load(np.array([0]))["mean"])
+        weight = next(autoencoder.encoder.parameters())
+        weight.copy_(weight.flip(0))
+    assert not torch.equal(*means)
+
+
 def test_random_crops_cannot_be_kept(pictures, make_model, tiny_config, tmp_path):
     with pytest.raises(ConfigError, match="nothing to keep"):
         Inputs(
