@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from featinv_fast.commands.invert import InvertOptions, invert
+from featinv_fast.commands.invert import invert
+from featinv_fast.commands.invert_options import InvertOptions
 from featinv_fast.config import FeatureSpec
 from featinv_fast.jobs.ledger import Ledger
 from featinv_fast.runtime import Inversion, OutputType, RunFlags

@@ -1,5 +1,6 @@
 """Checks of what users name and pass, before any work: values, paths, and what the system says of files. No torch."""
 
+from featinv_fast.checks.packages import require_matplotlib
 from featinv_fast.checks.paths import (
     as_path,
     file_errors,
@@ -26,6 +27,7 @@ __all__ = [
     "refuse_existing",
     "refuse_inputs",
     "require_input",
+    "require_matplotlib",
     "require_picture_name",
     "require_writable",
 ]

@@ -9,7 +9,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featinv_fast.checks import file_errors, output_folder, refuse_inputs, require_picture_name, require_writable
+from featinv_fast.checks import (
+    file_errors,
+    output_folder,
+    refuse_inputs,
+    require_matplotlib,
+    require_picture_name,
+    require_writable,
+)
 from featinv_fast.cli.program import say
 from featinv_fast.cli.shared import (
     DONE,
@@ -77,6 +84,7 @@ def run(options: argparse.Namespace) -> int:
         if path is not None:
             require_writable(path)
     if options.plot is not None:
+        require_matplotlib()
         require_picture_name(options.plot, force=options.force)
     engine = named_engine(options.engine)
     for setting in bench_options.settings:
@@ -92,10 +100,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _measure(options: argparse.Namespace, bench: Bench) -> int:
     from featinv_fast.commands.bench import cells
-    from featinv_fast.evaluate import markdown, require_matplotlib
+    from featinv_fast.evaluate import markdown
 
-    if options.plot is not None:
-        require_matplotlib()
     for name, reasons in bench.refused.items():
         say("featinv", f"{name} cannot run: {'; '.join(reasons)}")
     rows = list(bench.rows())

@@ -59,7 +59,8 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps({"picture": str(options.out), **report.to_dict(), "images": items}, indent=2))
     else:
         print(markdown(summary_cells(report.rows)))
-        print(*note_lines(report.notes), sep="\n", file=sys.stderr)
+        for note in note_lines(report.notes):
+            print(note, file=sys.stderr)
         say("featinv", f"{options.out}: originals and reconstructions with their feature cosines")
     rows = [row for row in report.rows if row.kind is Kind.ENGINE]
     if not any(row.n for row in rows):

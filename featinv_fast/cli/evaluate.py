@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,9 +61,8 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate and print the tables or the rows."""
-    settings, engine = _checked(options)
-    from featinv_fast.commands.evaluate import EvaluateOptions, evaluate_folder
-    from featinv_fast.evaluate import group_cells, markdown, note_lines, summary_cells
+    settings = _checked_settings(options)
+    from featinv_fast.commands.evaluate_options import EvaluateOptions
 
     evaluate_options = EvaluateOptions(
         out=options.out,
@@ -82,6 +82,10 @@ def run(options: argparse.Namespace) -> int:
         progress=not options.quiet,
         force=options.force,
     )
+    engine = _engine(options, settings)
+    from featinv_fast.commands.evaluate import evaluate_folder
+    from featinv_fast.evaluate import group_cells, markdown, note_lines, summary_cells
+
     tell_builtin(options, engine)
     report, unreadable = evaluate_folder(open_runtime(options, engine), evaluate_options)
     for name, reason in unreadable.items():
@@ -93,20 +97,21 @@ def run(options: argparse.Namespace) -> int:
         groups = group_cells(report.rows)
         if len(groups) > 1:
             print(f"\nmean cosine / top-1 match\n{markdown(groups)}")
-        print(*note_lines(report.notes), sep="\n", file=sys.stderr)
+        for note in note_lines(report.notes):
+            print(note, file=sys.stderr)
     rows = [row for row in report.rows if row.kind == "engine" and row.group is None]
     if not any(row.n for row in rows):
         return FAILED
     return PARTIAL if unreadable or any(row.failed for row in rows) else DONE
 
 
-def _checked(options: argparse.Namespace) -> tuple[tuple[Setting, ...], EngineFolder]:
-    """Settings and engine, once everything is checked that can be before torch is loaded.
+def _checked_settings(options: argparse.Namespace) -> tuple[Setting, ...]:
+    """The settings, once everything is checked that can be before an engine is opened.
 
     Raises:
         FeatInvError: something is wrong.
     """
-    from featinv_fast.samplers import Setting, resolve
+    from featinv_fast.samplers import Setting
 
     check_backend_options(options, options.backend)
     require_input(options.images, "file or folder", expected="a folder of images, or an image")
@@ -119,8 +124,18 @@ def _checked(options: argparse.Namespace) -> tuple[tuple[Setting, ...], EngineFo
     count("pictures", options.pictures, least=0)
     if options.limit is not None:
         count("limit", options.limit)
-    settings = tuple(Setting.parse(text) for text in options.settings)
+    return tuple(Setting.parse(text) for text in options.settings)
+
+
+def _engine(options: argparse.Namespace, settings: Sequence[Setting]) -> EngineFolder:
+    """The engine, which can sample in every setting. Needs no torch.
+
+    Raises:
+        FeatInvError: it cannot, or cannot be opened.
+    """
+    from featinv_fast.samplers import resolve
+
     engine = named_engine(options.engine)
     for setting in settings:
         resolve(engine.manifest.sampling, engine.manifest.model, **dataclasses.asdict(setting))
-    return settings, engine
+    return engine

@@ -73,8 +73,8 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Invert, report the items that failed, print the folder or the record."""
-    engine = _checked_engine(options)
-    from featinv_fast.commands.invert import InvertOptions, invert
+    _check(options)
+    from featinv_fast.commands.invert_options import InvertOptions
 
     invert_options = InvertOptions(
         out=options.out,
@@ -88,6 +88,9 @@ def run(options: argparse.Namespace) -> int:
         progress=not options.quiet,
         force=options.force,
     )
+    engine = _engine(options)
+    from featinv_fast.commands.invert import invert
+
     tell_builtin(options, engine)
     record = invert(open_runtime(options, engine), invert_options)
     failed = [item for item in record["items"] if item["error"]]
@@ -99,11 +102,11 @@ def run(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _checked_engine(options: argparse.Namespace) -> EngineFolder:
-    """The engine, once everything is checked that can be before torch is loaded.
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what is known to be wrong before an engine is opened.
 
     Raises:
-        FeatInvError: something is wrong.
+        FeatInvError: something is.
     """
     check_backend_options(options, options.backend)
     if options.images is not None:
@@ -121,6 +124,14 @@ def _checked_engine(options: argparse.Namespace) -> EngineFolder:
     for name in ("samples", "batch_size"):
         if getattr(options, name) is not None:
             count(name, getattr(options, name))
+
+
+def _engine(options: argparse.Namespace) -> EngineFolder:
+    """The engine, which can sample as it is asked to. Needs no torch.
+
+    Raises:
+        FeatInvError: it cannot, or cannot be opened.
+    """
     engine = named_engine(options.engine)
     from featinv_fast.samplers import resolve
 

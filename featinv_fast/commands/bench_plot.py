@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image
 
+from featinv_fast.checks import require_matplotlib
 from featinv_fast.errors import ArgumentError
-from featinv_fast.evaluate import require_matplotlib
 
 # Okabe and Ito's colours, told apart by colour-blind readers; markers tell them apart in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

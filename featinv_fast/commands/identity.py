@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featinv_fast.errors import ArgumentError
-from featinv_fast.runtime import Runtime
+
+if TYPE_CHECKING:
+    from featinv_fast.runtime import Runtime
 
 # Other releases of these give other bits.
 COMPUTING = ("featinv-fast", "torch", "numpy", "pillow", "timm", "onnxruntime", "onnxruntime-gpu")

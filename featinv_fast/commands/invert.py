@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from featinv_fast import demo
 from featinv_fast.checks import count
-from featinv_fast.commands.identity import inputs_below, running_identity, stated_path, stated_weights
-from featinv_fast.commands.invert_record import RECORD, Finished, make_record
+from featinv_fast.commands.identity import inputs_below, running_identity
+from featinv_fast.commands.invert_options import GO_ON, RECORD, InvertOptions
+from featinv_fast.commands.invert_record import Finished, make_record
 from featinv_fast.commands.sources import Chunk, ImagesInFolder, MapsInFile, Source
 from featinv_fast.config import FeatureSpec, to_dict
-from featinv_fast.errors import ArgumentError, FileError, OutOfMemoryError, OutputExistsError
+from featinv_fast.errors import ArgumentError, FileError, OutOfMemoryError
 from featinv_fast.features import Backbone, known_spec, list_images
-from featinv_fast.jobs.ledger import LEDGER, Ledger, differences, open_ledger, read_job
+from featinv_fast.jobs.ledger import Ledger, open_ledger
 from featinv_fast.jobs.stop import held
 from featinv_fast.runtime import Inversion, InversionInterrupted, Runtime
 
@@ -30,76 +29,6 @@ CHUNK = 64
 WRITERS = 8
 # What a file system answers to a name that it does not take.
 BAD_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
-GO_ON = "name another folder; or pass --force, which removes what that run wrote and begins anew"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class InvertOptions:
-    """What to invert, and how.
-
-    Attributes:
-        out: folder for the images and `inversion.json`.
-        images: a folder of images, or one image. What lies in `out` is no input.
-        features: a file of feature maps (.npy, .npz, .safetensors).
-        layout: of the maps in `features`, where their shape does not tell.
-        backbone: timm name, where the engine does not say or to insist on it.
-        layer: "final" or the number of a stage.
-        backbone_weights: local weights of the backbone, or "random:SEED" for trying the pipeline.
-        sampling: arguments of `Runtime.invert`.
-        progress: show a bar on stderr.
-        force: remove what an earlier run wrote to the folder and begin anew, instead of going on.
-
-    Raises:
-        ArgumentError: neither or both sources are named.
-        OutputExistsError: the folder holds an earlier run with other options.
-    """
-
-    out: Path
-    images: Path | None = None
-    features: Path | None = None
-    layout: str | None = None
-    backbone: str | None = None
-    layer: str | None = None
-    backbone_weights: str | None = None
-    sampling: dict[str, Any]
-    progress: bool = True
-    force: bool = False
-
-    def __post_init__(self) -> None:
-        if (self.images is None) == (self.features is None):
-            raise ArgumentError(
-                "name one source of feature maps", given="none or two", expected="--images DIR or --features FILE"
-            )
-        if self.force:
-            return
-        earlier, _ = read_job(self.out)
-        if earlier is None and (self.out / RECORD).exists() and not (self.out / LEDGER).exists():
-            raise OutputExistsError(
-                "the output folder holds an inversion that no ledger tells of",
-                given=self.out,
-                expected=f"a folder without an {RECORD}, or with the {LEDGER} of the run that wrote it",
-                remedy="name another folder, or move what is in this one away",
-            )
-        differing = [] if earlier is None else differences(earlier.get("given"), self.given())
-        if differing:  # said now, before anything is loaded
-            raise OutputExistsError(
-                "the output folder holds an earlier run with other options",
-                given="; ".join(f"{name}: {now!r}" for name, _, now in differing),
-                expected="; ".join(f"{name}: {then!r}" for name, then, _ in differing),
-                remedy=GO_ON,
-            )
-
-    def given(self) -> dict[str, Any]:
-        """What was asked for, as JSON types; the same for the same command, wherever it is started."""
-        return {
-            "images": stated_path(self.images),
-            "features": stated_path(self.features),
-            "layout": self.layout,
-            "backbone": self.backbone,
-            "layer": self.layer,
-            "backbone_weights": stated_weights(self.backbone_weights),
-            "sampling": {"seed": 0, "samples": 1, "strength": 1.0, "eta": 0.0, "guess_mode": False} | self.sampling,
-        }
 
 
 class InvertInterrupted(KeyboardInterrupt):
@@ -192,7 +121,7 @@ class _Run:
             if all(map(finished.has, places)):
                 continue
             chunk = self._source.read(places)
-            finished.fail({place: str(error) for place, error in chunk.errors.items()})
+            finished.fail({place: error.message(command_line=True) for place, error in chunk.errors.items()})
             for first in range(0, len(chunk.places), self._slice):
                 rows = range(first, min(first + self._slice, len(chunk.places)))
                 missing = [row for row in rows if not finished.has(chunk.places[row])]
@@ -245,7 +174,9 @@ class _Run:
             elif number in finished or stopped:  # what was stopped has no result yet, or its error is found again
                 continue
             else:
-                error = str(inversion.errors[row])
+                # Named by its place in the whole run, not in this call.
+                named = inversion.errors[row].about(self._source.subject(number[0]))
+                error = named.message(command_line=True)
             rows.append(finished.row(*number, error=error, recomputed=row in recomputed))
         finished.enter(rows, to_dict(inversion.flags))
         if failures:
@@ -257,7 +188,7 @@ class _Run:
             self._ledger.write(name, lambda file: image.save(file, "PNG"))
         except FileError as error:
             if error.errno in BAD_NAME:
-                return str(error)
+                return error.message(command_line=True)
             raise
         return None
 

@@ -12,7 +12,6 @@ from featinv_fast.jobs.ledger import Ledger
 from featinv_fast.jobs.names import file_stems, readable
 from featinv_fast.runtime import Runtime
 
-RECORD = "inversion.json"
 NOT_REACHED = "this row was not computed: the run was stopped; the same command goes on"
 
 # The place of an item, and the number of one of its images.

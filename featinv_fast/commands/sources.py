@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,6 +47,10 @@ class Source(Protocol):
         """What the item's images would best be called, without suffix."""
         ...
 
+    def subject(self, place: int) -> str:
+        """What an error beside the item's name is about."""
+        ...
+
     def read(self, places: range) -> Chunk:
         """The feature maps of these items; the same places always together give the same bits."""
         ...
@@ -84,6 +89,10 @@ class MapsInFile:
         """The number."""
         return self.items[place]
 
+    def subject(self, place: int) -> str:
+        """The map, by its place in the file."""
+        return f"feature map {place}"
+
     def read(self, places: range) -> Chunk:
         """See `Source`."""
         return Chunk(places=places, maps=self._maps[places.start : places.stop], errors={}, layout=self._layout)
@@ -116,10 +125,16 @@ class ImagesInFolder:
         self._paths = paths
         self._backbone = backbone
         self.items = [path.relative_to(root).as_posix() for path in paths]
+        self._stems = collections.Counter(map(_without_suffix, self.items))
 
     def wished_stem(self, place: int) -> str:
-        """The path in one piece: "cats__1.jpg" of "cats/1.jpg"."""
-        return self.items[place].replace("/", "__")
+        """The path in one piece: "cats__1" of "cats/1.jpg", and "cats__1.jpg" where there is a "cats/1.png", too."""
+        stem = _without_suffix(self.items[place])
+        return (stem if self._stems[stem] == 1 else self.items[place]).replace("/", "__")
+
+    def subject(self, place: int) -> str:  # noqa: ARG002 -- the name says which
+        """Its map."""
+        return "its feature map"
 
     def read(self, places: range) -> Chunk:
         """See `Source`; an image that cannot be read has an error."""
@@ -146,6 +161,10 @@ class ImagesInFolder:
             return zlib.crc32(self._paths[place].read_bytes())
         except OSError:
             return 0
+
+
+def _without_suffix(item: str) -> str:
+    return str(PurePosixPath(item).with_suffix(""))
 
 
 def _stamp(path: Path) -> list[int]:

@@ -14,7 +14,7 @@ from featinv_fast.evaluate.html_page import html_page
 from featinv_fast.evaluate.inputs import Example, Inverter
 from featinv_fast.evaluate.metrics import CosineSummary, FeatureCosine, TopKMatch
 from featinv_fast.evaluate.pages import Panel, contact_sheet, picture_page
-from featinv_fast.evaluate.plots import quality_plot, require_matplotlib
+from featinv_fast.evaluate.plots import quality_plot
 from featinv_fast.evaluate.reconstruct import EvaluationInterrupted, evaluate
 from featinv_fast.evaluate.report import Distance, Item, Kind, Picture, Report, Row
 from featinv_fast.evaluate.tables import group_cells, markdown, note_lines, summary_cells
@@ -54,6 +54,5 @@ __all__ = [
     "note_lines",
     "picture_page",
     "quality_plot",
-    "require_matplotlib",
     "summary_cells",
 ]

@@ -9,7 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from featinv_fast.errors import ArgumentError, MissingPackageError
+from featinv_fast.checks import require_matplotlib
+from featinv_fast.errors import ArgumentError
 from featinv_fast.evaluate.report import Kind, Row
 
 # Okabe and Ito's colours, told apart by colour-blind readers; markers tell them apart in print.
@@ -29,22 +30,6 @@ def curves(rows: Sequence[Row]) -> dict[str, list[Row]]:
         engine = f", {row.engine}" if several else ""
         found.setdefault(f"{row.sampler}, guidance {row.guidance_scale:g}{engine}", []).append(row)
     return {name: sorted(members, key=lambda row: row.steps or 0) for name, members in sorted(found.items())}
-
-
-def require_matplotlib() -> Any:
-    """The module `matplotlib.figure`.
-
-    Raises:
-        MissingPackageError: matplotlib is not installed.
-    """
-    try:
-        return importlib.import_module("matplotlib.figure")
-    except ImportError as error:
-        raise MissingPackageError(
-            "plots need matplotlib",
-            given=str(error),
-            remedy="pip install 'featinv-fast[evaluate]', or leave out the plot",
-        ) from error
 
 
 def quality_plot(rows: Sequence[Row]) -> Image.Image:

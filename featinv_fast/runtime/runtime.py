@@ -97,7 +97,7 @@ class Runtime:
             engine=self.engine,
             device=resolve_device(device),
             precision=None if precision == "auto" else Precision(precision),
-            threads=threads,
+            threads=None if threads is None else int(threads),
             trust_engine=trust_engine,
             kernels=kernels,
             compiled=compiled,

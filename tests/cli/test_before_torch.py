@@ -88,6 +88,8 @@ FAULTS = [
     Fault("featinv-export --inspect {gone}", 2, "there is no engine here"),
     Fault("featinv-export --from-onnx {gone} --trt", 2, "there is no engine here"),
     # Outputs that are.
+    Fault("featinv invert --engine {engine} --features {maps} --out {old}", 2, "no ledger tells of"),
+    Fault("featinv eval --engine {engine} --images {images} --out {old}", 2, "holds an earlier evaluation"),
     Fault("featinv demo --out {picture}", 2, "pass --force"),
     Fault(BENCH + " --plot {picture}", 2, "pass --force"),
     Fault("featinv convert {checkpoint} {picture}.safetensors", 2, "pass --force"),
@@ -163,10 +165,13 @@ def answers(tiny_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     Image.new("RGB", (8, 8)).save(named["images"] / "one.png")
     Image.new("RGB", (8, 8)).save(folder / "picture.png")
     (folder / "picture.png.safetensors").touch()
+    (folder / "old").mkdir()
+    for record in ("inversion.json", "report.json"):
+        (folder / "old" / record).touch()
     named["recipe.toml"].write_text('recipe = "base"\n')
     named["checkpoint.safetensors"].write_bytes(b"\0" * 64)
     paths = {name.partition(".")[0]: path for name, path in named.items()}
-    paths |= {"engine": tiny_engine, "picture": folder / "picture.png"}
+    paths |= {"engine": tiny_engine, "picture": folder / "picture.png", "old": folder / "old"}
     lines = [[word.format(**paths) for word in fault.line.split()] for fault in FAULTS]
     before = sorted(folder.rglob("*"))
     done = subprocess.run(

@@ -60,7 +60,7 @@ def test_c8_a_folder_of_pictures_without_a_network(featinv, arguments, engine, p
     monkeypatch.setattr(socket, "socket", refuse)
     answer = featinv(*arguments, "--seed", 4)
     assert answer.code == 0
-    names = ["9.jpg", "10.png", "cats__1.png"]  # in natural order
+    names = ["9", "10", "cats__1"]  # in natural order
     assert [item["name"] for item in answer.json["items"]] == names
     assert [item["seed"] for item in answer.json["items"]] == [4, 5, 6]
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == sorted(f"{name}.png" for name in names)
@@ -79,7 +79,7 @@ def test_c8_a_folder_of_pictures_without_a_network(featinv, arguments, engine, p
 def test_one_picture(featinv, arguments, pictures):
     answer = featinv(*arguments, "--images", pictures / "9.jpg")
     assert answer.code == 0
-    assert [item["name"] for item in answer.json["items"]] == ["9.jpg"]
+    assert [item["name"] for item in answer.json["items"]] == ["9"]
 
 
 @pytest.mark.parametrize("samples", [1, 2])
@@ -92,12 +92,12 @@ def test_a_broken_picture_costs_only_itself(featinv, arguments, pictures, tmp_pa
     assert (whole.code, broken.code) == (0, 3)
     assert "10.png" in broken.err
     items = broken.json["items"]
-    assert [bool(item["error"]) for item in items] == [item["name"].startswith("10.png") for item in items]
+    assert [bool(item["error"]) for item in items] == [item["source"] == "10.png" for item in items]
     assert [(item["name"], item["seed"]) for item in items] == [
         (item["name"], item["seed"]) for item in whole.json["items"]
     ]
     after = {path.name: path for path in (tmp_path / "again").glob("*.png")}
-    assert set(after) == {name for name in before if not name.startswith("10.png")}
+    assert set(after) == {name for name in before if not name.startswith("10")}
     for name, path in after.items():
         pixels = np.asarray(Image.open(path)).astype(int)
         assert np.abs(pixels - np.asarray(Image.open(tmp_path / "out" / name))).max() <= 1
@@ -110,6 +110,17 @@ def test_nothing_but_broken_pictures_is_a_failure(featinv, arguments, pictures):
     assert answer.code == 1
     assert len(answer.json["items"]) == 3
     assert all("cannot be read" in item["error"] for item in answer.json["items"])
+
+
+def test_a_suffix_stays_where_it_tells_two_pictures_apart(featinv, arguments, pictures):
+    Image.open(pictures / "9.jpg").save(pictures / "9.png")
+    answer = featinv(*arguments)
+    assert {item["source"]: item["name"] for item in answer.json["items"]} == {
+        "9.jpg": "9.jpg",
+        "9.png": "9.png",
+        "10.png": "10",
+        "cats/1.png": "cats__1",
+    }
 
 
 def test_two_pictures_of_one_name_get_two_files(featinv, arguments, pictures, tmp_path):

@@ -17,7 +17,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from featinv_fast import Runtime
-from featinv_fast.commands.invert import InvertOptions, invert
+from featinv_fast.commands.invert import invert
+from featinv_fast.commands.invert_options import InvertOptions
 from featinv_fast.errors import ArgumentError, OutOfMemoryError
 
 FAST = ("--steps", 1, "--quiet", "--threads", 1)
@@ -143,6 +144,21 @@ def test_a4_some_bad_maps_make_a_partial_run(featinv, feature_file, tiny_engine,
     images = _images(tmp_path / "out")
     assert "000002.png" not in images
     assert np.abs(images["000006.png"].astype(int) - expected[6]).max() <= 1
+
+
+def test_a4_a_bad_map_is_named_by_its_place_in_the_file(
+    featinv, feature_file, tiny_engine, tmp_path, tiny_maps, monkeypatch
+):
+    monkeypatch.setattr("featinv_fast.commands.invert.CHUNK", 3)
+    maps = tiny_maps.clone()
+    maps[5, 0, 0, 0] = float("nan")
+    answer = featinv(
+        *("invert", "--engine", tiny_engine, "--features", feature_file("maps.npy", maps), "--out", tmp_path / "out"),
+        *("--batch-size", 2, *FAST),
+    )
+    assert answer.code == 3
+    assert answer.err.startswith("featinv: 000005: feature map 5 holds NaN")
+    assert "errors='return'" not in answer.err  # nobody can pass that here
 
 
 def test_a4_nothing_but_bad_maps_is_a_failure(featinv, feature_file, tiny_engine, tmp_path, tiny_maps):

@@ -6,7 +6,9 @@ import pytest
 from PIL import Image
 
 from featinv_fast.commands import evaluate as command
-from featinv_fast.commands.evaluate import EvaluateOptions, evaluate_folder
+from featinv_fast.commands import evaluate_options
+from featinv_fast.commands.evaluate import evaluate_folder
+from featinv_fast.commands.evaluate_options import EvaluateOptions
 from featinv_fast.config import FeatureLayout, FeatureSpec
 from featinv_fast.errors import ArgumentError, LockedError, MissingPackageError, OutOfMemoryError, OutputExistsError
 from featinv_fast.evaluate import FewSamplesWarning, Setting, html_page, picture_page
@@ -116,7 +118,7 @@ def test_refusals_come_before_the_work(runtime, folder, tmp_path, monkeypatch):
     def missing():
         raise MissingPackageError("plots need matplotlib")
 
-    monkeypatch.setattr(command, "require_matplotlib", missing)
+    monkeypatch.setattr(evaluate_options, "require_matplotlib", missing)
     with pytest.raises(MissingPackageError):
         options(folder, tmp_path, plot=True)
     assert options(folder, tmp_path).plot is False

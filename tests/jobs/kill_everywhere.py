@@ -29,7 +29,7 @@ from PIL import Image
 import featinv_fast.commands.invert  # noqa: F401 -- what the children need, imported once
 from featinv_fast import demo
 from featinv_fast.cli import main as featinv
-from featinv_fast.commands.evaluate import FINISHED
+from featinv_fast.commands.evaluate_options import FINISHED
 from featinv_fast.demo import builtin
 from featinv_fast.jobs.ledger import read_job
 from featinv_fast.jobs.stop import termination

@@ -1,0 +1,106 @@
+"""What `featinv eval` is asked for. Needs no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from featinv_fast.checks import require_matplotlib
+from featinv_fast.commands.identity import stated_path, stated_weights
+from featinv_fast.config import to_dict
+from featinv_fast.errors import ArgumentError, OutputExistsError
+from featinv_fast.jobs.ledger import differences, read_job
+from featinv_fast.samplers import Setting
+
+REPORT = "report.json"
+# The last row of an evaluation's ledger.
+FINISHED = {"finished": True}
+BEGIN_ANEW = "name another folder; or pass --force, which removes what that evaluation wrote and begins anew"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """What to evaluate on, and how.
+
+    Attributes:
+        out: folder for `report.json`, `images.jsonl`, `plot.png`, `page.png` and `page.html`.
+        images: a folder of images.
+        settings: samplings to compare.
+        limit: take only so many images, spread evenly over the folder.
+        group_by_folder: make a table row of each subfolder.
+        backbone: timm name, where the engine does not say or to insist on it.
+        layer: "final" or the number of a stage.
+        backbone_weights: local weights of the backbone, or "random:SEED" for trying the pipeline.
+        checkpoint: the engine's checkpoint, whose autoencoder gives the ceiling.
+        inception: file of Inception weights, for FID.
+        seed: of the first image.
+        batch_size: images taken at once.
+        pictures: images of each group on the pages.
+        plot: draw the quality curves, which needs matplotlib.
+        progress: show a count on stderr.
+        force: remove what an earlier evaluation wrote to the folder and begin anew, instead of going on.
+
+    Raises:
+        OutputExistsError: the folder holds an earlier evaluation that came to its end, or one of other options.
+        ArgumentError: a number is out of range.
+        MissingPackageError: a plot is wanted and matplotlib is not installed.
+    """
+
+    out: Path
+    images: Path
+    settings: tuple[Setting, ...] = (Setting(),)
+    limit: int | None = None
+    group_by_folder: bool = False
+    backbone: str | None = None
+    layer: str | None = None
+    backbone_weights: str | None = None
+    checkpoint: Path | None = None
+    inception: Path | None = None
+    seed: int = 0
+    batch_size: int = 32
+    pictures: int = 8
+    plot: bool = True
+    progress: bool = True
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.force:
+            self._refuse_another()
+        if self.limit is not None and self.limit < 1:
+            raise ArgumentError("limit is out of range", given=self.limit, expected="at least 1")
+        if self.plot:
+            require_matplotlib()  # known now, not after hours of work
+
+    def given(self) -> dict[str, Any]:
+        """What was asked for and shapes the tables, as JSON types."""
+        return {
+            "images": stated_path(self.images),
+            "settings": [to_dict(setting) for setting in self.settings],
+            "limit": self.limit,
+            "group_by_folder": self.group_by_folder,
+            "backbone": self.backbone,
+            "layer": self.layer,
+            "backbone_weights": stated_weights(self.backbone_weights),
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+        }
+
+    def _refuse_another(self) -> None:
+        """Before anything is loaded."""
+        earlier, rows = read_job(self.out)
+        if FINISHED in rows or (earlier is None and (self.out / REPORT).exists()):
+            raise OutputExistsError(
+                "the output folder holds an earlier evaluation",
+                given=self.out,
+                expected=f"a folder without a {REPORT}, or with an evaluation that was stopped",
+                remedy=BEGIN_ANEW,
+            )
+        differing = [] if earlier is None else differences(earlier.get("given"), self.given())
+        if differing:
+            raise OutputExistsError(
+                "the output folder holds an evaluation with other options, which was stopped",
+                given="; ".join(f"{name}: {now!r}" for name, _, now in differing),
+                expected="; ".join(f"{name}: {then!r}" for name, then, _ in differing),
+                remedy=BEGIN_ANEW,
+            )
