@@ -58,7 +58,8 @@ def _from_numpy(array: np.ndarray, name: str) -> torch.Tensor:
     # bfloat16 is no numpy type of its own; the ml_dtypes package registers it under this name.
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         raise _refusal(name, f"a numpy array of {array.dtype}", "pass the backbone's floating-point features")
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite and is reported as such later
+    # A float64 beyond float32 becomes infinite, a signalling NaN a quiet one; both are reported as such later.
+    with np.errstate(over="ignore", invalid="ignore"):
         plain = np.asarray(array, dtype=np.float32, order="C")
     if not plain.flags.writeable:
         plain = plain.copy()  # torch cannot express read-only memory

@@ -55,6 +55,14 @@ def test_a9_gradients_are_detached():
     check(inferred)
 
 
+def test_a_signalling_nan_becomes_a_quiet_one():
+    values = VALUES.astype(np.float64)
+    values.view(np.uint64)[1, 2, 0, 3] = 0x7FF0_0000_0000_0001
+    result = normalise(values, SPEC)
+    assert np.isnan(result[1, 2, 0, 3])
+    assert result.isnan().sum() == 1
+
+
 def test_float64_beyond_float32_becomes_infinite():
     result = normalise(VALUES.astype(np.float64) * 1e300, SPEC)
     assert torch.isinf(result).sum() == VALUES.size - 1
