@@ -54,7 +54,7 @@ def train(
         MissingPackageError: accelerate is not installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(folder / ".lock"):
+    with exclusive_lock(folder / ".lock", work="training", place="folder"):
         run = _Run(objective, config, folder, dict(identity or {}))
         device = run.accelerator.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -184,7 +184,7 @@ def test_another_run_in_the_same_folder_is_refused(line, line_config, tmp_path):
 
 
 def test_two_trainers_in_one_folder(line, line_config, tmp_path):
-    with exclusive_lock(tmp_path / ".lock"), pytest.raises(EngineLockedError):
+    with exclusive_lock(tmp_path / ".lock"), pytest.raises(EngineLockedError, match="another training is writing"):
         train(line(), line_config, tmp_path, progress=False)
     train(line(), line_config, tmp_path, progress=False)
 
