@@ -103,7 +103,7 @@ def test_beside_the_engine_and_on_the_command_line(engine, second, tmp_path, cap
     assert capsys.readouterr().out == f"{out}\n"
     assert open_engine(out).manifest.name == "other"
     assert open_engine(engine).manifest == before
-    assert cli.main(arguments) == 1
+    assert cli.main(arguments) == 2
     assert "--force" in capsys.readouterr().err
 
 
