@@ -32,7 +32,7 @@ class Between:
 
     def admits(self, value: float) -> bool:
         """Whether `value` lies in the range."""
-        return self.minimum <= value <= self.maximum
+        return isinstance(value, int | float) and self.minimum <= value <= self.maximum
 
     def __str__(self) -> str:
         return f"{self.minimum:,} to {self.maximum:,}"
@@ -58,6 +58,8 @@ class Matching:
         return self.meaning
 
 
+# What pixels are divided by.
+Divisor = Annotated[float, Between(1e-4, 1e4)]
 Sha256 = Annotated[str, Matching("[0-9a-f]{64}", "a SHA-256 as 64 lower-case hexadecimal digits")]
 
 
@@ -116,6 +118,8 @@ def _require_limits(hint: Any, value: Any, path: str) -> None:
                 raise ConfigError(f"bad value for {path}", given=_shown(value), expected=limit)
         _require_limits(args[0], value, path)
     elif origin is tuple:
+        if args[-1] is not Ellipsis and (not isinstance(value, tuple | list) or len(value) != len(args)):
+            raise ConfigError(f"bad value for {path}", given=repr(value), expected=f"{len(args)} values")
         for i, (inner, part) in enumerate(zip(_inner_hints(args, len(value)), value, strict=True)):
             _require_limits(inner, part, f"{path}[{i}]")
 
@@ -148,7 +152,7 @@ class FeatureLayout(enum.StrEnum):
 
     NCHW = "nchw"  # [B, C, H, W]: ConvNeXt, ResNet
     NHWC = "nhwc"  # [B, H, W, C]: Swin
-    TOKENS = "tokens"  # [B, 1+N, C] with a class token first: ViT
+    TOKENS = "tokens"  # [B, P+N, C], class token, registers and the like first: ViT
     POOLED = "pooled"  # [B, C]: one vector for the whole image
 
 
@@ -282,12 +286,12 @@ class FeatureSpec(Limited):
         channels: C of the map.
         height: H of the map in cells.
         width: W of the map in cells.
-        layout: how the backbone itself lays the map out.
+        layout: how the backbone itself lays the map out; None asks the backbone, when it is opened.
         backbone: the timm model name, e.g. "convnext_base.fb_in22k_ft_in1k".
         layer: "final" (the model's own `forward_features`) or the index of a `features_only` stage.
         input_size: edge in pixels of the image that the backbone sees.
-        mean: RGB mean of the backbone's normalisation, in [0, 1].
-        std: RGB standard deviation of the backbone's normalisation, in [0, 1].
+        mean: RGB mean of the backbone's normalisation, in [0, 1]; None is the one it was published with.
+        std: RGB standard deviation of the backbone's normalisation, in [0, 1]; None is the one it was published with.
         absolute_max: largest |value| in the features the model was trained on, for warnings.
         weights_sha256: of the backbone's weights: of its tensors, not of a file, which may hold them in any order.
         prefix_tokens: how many tokens come before those of the positions: class token, registers, distillation token.
@@ -297,12 +301,12 @@ class FeatureSpec(Limited):
     channels: Annotated[int, Between(1, 65_536)]
     height: Annotated[int, Between(1, 4_096)] | None = None
     width: Annotated[int, Between(1, 4_096)] | None = None
-    layout: FeatureLayout = FeatureLayout.NCHW
+    layout: FeatureLayout | None = None
     backbone: str | None = None
     layer: str | None = None
-    input_size: int | None = None
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    input_size: Annotated[int, Between(1, 8_192)] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[Divisor, Divisor, Divisor] | None = None
     absolute_max: float | None = None
     weights_sha256: Sha256 | None = None
     prefix_tokens: Annotated[int, Between(0, 1024)] | None = None
@@ -312,6 +316,30 @@ class FeatureSpec(Limited):
     def total_channels(self) -> int:
         """Channels of all layers together, which is what a condition encoder takes."""
         return self.channels + sum(layer.channels for layer in self.more_layers)
+
+
+Level = Annotated[int, Between(0, 255)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageReading(Limited):
+    """The choices in reading an image; runs record them.
+
+    Attributes:
+        background: R, G and B, what shows through transparent pixels.
+        exif_rotation: turn photographs as their EXIF tag says. Data sets such as ImageNet are used as stored.
+    """
+
+    background: tuple[Level, Level, Level] = (255, 255, 255)
+    exif_rotation: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(isinstance(level, int) for level in self.background):
+            raise ConfigError("bad value for ImageReading.background", given=self.background, expected="whole numbers")
+
+
+AS_STORED = ImageReading()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

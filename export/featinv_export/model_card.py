@@ -57,7 +57,7 @@ def model_card(manifest: Manifest, file_names: list[str]) -> str:
                 ("layer", features.layer or "not stated by the checkpoint"),
                 ("sha256 of the backbone's weights", _hash(features)),
                 ("feature maps", _shape(features)),
-                ("layout of the backbone", str(features.layout)),
+                ("layout of the backbone", str(features.layout or "its own")),
                 ("image that the backbone saw", f"{features.input_size} px" if features.input_size else "not stated"),
                 ("largest batch", str(manifest.max_batch)),
             ],

@@ -18,7 +18,7 @@ from featinv_fast.engine import PromptInfo, SourceInfo
 from featinv_fast.engine.files import hash_files
 from featinv_fast.errors import ArgumentError, TextError
 from featinv_fast.features import known_spec
-from featinv_fast.features.backbones import FINAL
+from featinv_fast.features.known import FINAL
 from featinv_fast.models import FeatInv
 from featinv_fast.text import EMPTY_PROMPT, OFFICIAL_PROMPT, encode_prompt
 

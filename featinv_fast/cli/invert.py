@@ -17,6 +17,7 @@ from featinv_fast.cli.shared import (
     add_engine_option,
     add_running_options,
     check_backend_options,
+    image_reading,
     named_engine,
     open_runtime,
     refuse_without_effect,
@@ -84,6 +85,7 @@ def run(options: argparse.Namespace) -> int:
         backbone=options.backbone,
         layer=options.layer,
         backbone_weights=options.backbone_weights,
+        reading=image_reading(options),
         sampling={name: getattr(options, name) for name in SAMPLING if getattr(options, name) is not None},
         progress=not options.quiet,
         force=options.force,
@@ -116,9 +118,12 @@ def _check(options: argparse.Namespace) -> None:
         )
     else:
         require_input(options.features, "file", expected="feature maps: .npy, .npz or .safetensors")
-        names = ["backbone", "layer", "backbone_weights"]
+        names = ["backbone", "layer", "backbone_weights", "background", "exif_rotation"]
         refuse_without_effect(
-            options, names, "features that were computed elsewhere need no backbone", expected="them with --images"
+            options,
+            names,
+            "features that were computed elsewhere need no backbone and no images",
+            expected="them with --images",
         )
     require_writable(options.out)
     for name in ("samples", "batch_size"):

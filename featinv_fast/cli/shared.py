@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from featinv_fast.checks import choice
 from featinv_fast.checks.options import check_device, check_running, without_effect
 from featinv_fast.cli.program import say
-from featinv_fast.config import Precision
+from featinv_fast.config import ImageReading, Precision
 from featinv_fast.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -94,6 +94,25 @@ def add_backbone_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", help="timm name, where the engine does not say, e.g. convnext_base")
     parser.add_argument("--layer", help="'final' or the number of a stage")
     parser.add_argument("--backbone-weights", metavar="FILE", help="local weights of the backbone, or random:SEED")
+    parser.add_argument(
+        "--background", type=_colour, metavar="R,G,B", help="what transparent pixels show; default 255,255,255"
+    )
+    parser.add_argument(
+        "--exif-rotation", action="store_true", default=None, help="turn photographs as their EXIF tag says"
+    )
+
+
+def image_reading(options: argparse.Namespace) -> ImageReading:
+    """The choices of `add_backbone_options` in reading images."""
+    given = {name: getattr(options, name) for name in ("background", "exif_rotation")}
+    return ImageReading(**{name: value for name, value in given.items() if value is not None})
+
+
+def _colour(text: str) -> tuple[int, int, int]:
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() and int(part) < 256 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not three numbers from 0 to 255, such as 255,255,255")
+    return int(parts[0]), int(parts[1]), int(parts[2])
 
 
 def check_backend_options(options: argparse.Namespace, *backends: str) -> None:

@@ -111,7 +111,7 @@ def _backbone(runtime: Runtime, options: EvaluateOptions) -> Backbone:
     spec = backbone_spec(runtime.engine.manifest.features, options.backbone, options.layer)
     if spec.layout is FeatureLayout.POOLED:
         # The map before pooling; an engine of pooled features does not record its size and layout.
-        spec = dataclasses.replace(spec, layout=FeatureLayout.NCHW, height=None, width=None)
+        spec = dataclasses.replace(spec, layout=None, height=None, width=None)
     return open_backbone(spec, options.backbone_weights, runtime.info["device"])
 
 
@@ -122,7 +122,7 @@ def _examples(paths: list[Path], options: EvaluateOptions, unreadable: dict[str,
         name = path.relative_to(root)
         shown = readable(name.as_posix())
         try:
-            image = read_image(path)
+            image = read_image(path, options.reading)
         except ArgumentError as error:
             unreadable[shown] = error.message(command_line=True)
             continue

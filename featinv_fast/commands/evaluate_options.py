@@ -8,7 +8,7 @@ from typing import Any
 
 from featinv_fast.checks import require_matplotlib
 from featinv_fast.commands.identity import stated_path, stated_weights
-from featinv_fast.config import to_dict
+from featinv_fast.config import AS_STORED, ImageReading, to_dict
 from featinv_fast.errors import ArgumentError, OutputExistsError
 from featinv_fast.jobs.ledger import differences, read_job
 from featinv_fast.samplers import Setting
@@ -32,6 +32,7 @@ class EvaluateOptions:
         backbone: timm name, where the engine does not say or to insist on it.
         layer: "final" or the number of a stage.
         backbone_weights: local weights of the backbone, or "random:SEED" for trying the pipeline.
+        reading: the choices in reading images.
         checkpoint: the engine's checkpoint, whose autoencoder gives the ceiling.
         inception: file of Inception weights, for FID.
         seed: of the first image.
@@ -55,6 +56,7 @@ class EvaluateOptions:
     backbone: str | None = None
     layer: str | None = None
     backbone_weights: str | None = None
+    reading: ImageReading = AS_STORED
     checkpoint: Path | None = None
     inception: Path | None = None
     seed: int = 0
@@ -82,6 +84,7 @@ class EvaluateOptions:
             "backbone": self.backbone,
             "layer": self.layer,
             "backbone_weights": stated_weights(self.backbone_weights),
+            "reading": to_dict(self.reading),
             "seed": self.seed,
             "batch_size": self.batch_size,
         }

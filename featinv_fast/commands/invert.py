@@ -17,7 +17,7 @@ from featinv_fast.commands.invert_options import GO_ON, RECORD, InvertOptions
 from featinv_fast.commands.invert_record import Finished, make_record
 from featinv_fast.commands.sources import Chunk, ImagesInFolder, MapsInFile, Source
 from featinv_fast.config import FeatureSpec, to_dict
-from featinv_fast.errors import ArgumentError, FileError, OutOfMemoryError
+from featinv_fast.errors import ArgumentError, FeatureShapeError, FileError, OutOfMemoryError
 from featinv_fast.features import Backbone, known_spec, list_images
 from featinv_fast.jobs.ledger import Ledger, open_ledger
 from featinv_fast.jobs.stop import held
@@ -200,7 +200,8 @@ def _source(runtime: Runtime, options: InvertOptions) -> Source:
     assert options.images is not None
     paths = inputs_below(options.images, list_images(options.images), options.out)
     spec = backbone_spec(spec, options.backbone, options.layer)
-    return ImagesInFolder(options.images, paths, open_backbone(spec, options.backbone_weights, runtime.info["device"]))
+    backbone = open_backbone(spec, options.backbone_weights, runtime.info["device"])
+    return ImagesInFolder(options.images, paths, backbone, options.reading)
 
 
 def _write_record(ledger: Ledger, record: dict[str, Any]) -> None:
@@ -242,8 +243,19 @@ def open_backbone(spec: FeatureSpec, weights: str | None, device: str) -> Backbo
         device: where it runs.
 
     Raises:
-        FeatInvError: the backbone or its weights cannot be had.
+        FeatInvError: the backbone or its weights cannot be had, or they are not those that `spec` names.
+        FeatureShapeError: it gives other maps than `spec` describes.
     """
-    if weights is None and spec.backbone == demo.backbone_spec().backbone:
+    own = demo.backbone_spec()
+    if weights is None and (spec.backbone, spec.weights_sha256) == (own.backbone, own.weights_sha256):
         return demo.backbone(spec.layer or "final", device=device)
-    return Backbone(spec, weights=weights, device=device)
+    backbone = Backbone(spec, weights=weights, device=device)
+    stated, found = ((s.channels, s.height, s.width) for s in (spec, backbone.spec))
+    if any(edge not in (None, other) for edge, other in zip(stated, found, strict=True)):
+        raise FeatureShapeError(
+            "the backbone gives other maps than the engine takes",
+            given=f"{spec.backbone}, layer {spec.layer}, at {backbone.input_size} pixels: {'x'.join(map(str, found))}",
+            expected="x".join(str(edge or "any") for edge in stated),
+            remedy="export the checkpoint again with the backbone, layer and input_size that it was trained on",
+        )
+    return backbone

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from featinv_fast.commands.identity import stated_path, stated_weights
+from featinv_fast.config import AS_STORED, ImageReading, to_dict
 from featinv_fast.errors import ArgumentError, OutputExistsError
 from featinv_fast.jobs.ledger import LEDGER, differences, read_job
 
@@ -26,6 +27,7 @@ class InvertOptions:
         backbone: timm name, where the engine does not say or to insist on it.
         layer: "final" or the number of a stage.
         backbone_weights: local weights of the backbone, or "random:SEED" for trying the pipeline.
+        reading: the choices in reading images, which the record holds.
         sampling: arguments of `Runtime.invert`.
         progress: show a bar on stderr.
         force: remove what an earlier run wrote to the folder and begin anew, instead of going on.
@@ -42,6 +44,7 @@ class InvertOptions:
     backbone: str | None = None
     layer: str | None = None
     backbone_weights: str | None = None
+    reading: ImageReading = AS_STORED
     sampling: dict[str, Any]
     progress: bool = True
     force: bool = False
@@ -79,5 +82,6 @@ class InvertOptions:
             "backbone": self.backbone,
             "layer": self.layer,
             "backbone_weights": stated_weights(self.backbone_weights),
+            "reading": None if self.images is None else to_dict(self.reading),
             "sampling": {"seed": 0, "samples": 1, "strength": 1.0, "eta": 0.0, "guess_mode": False} | self.sampling,
         }

@@ -15,7 +15,15 @@ from PIL import Image
 
 from featinv_fast.config import FeatureLayout, FeatureSpec
 from featinv_fast.errors import ArgumentError, FeatInvError
-from featinv_fast.features import Backbone, center_crop, load_features, normalise, read_image
+from featinv_fast.features import (
+    AS_STORED,
+    Backbone,
+    ImageReading,
+    center_crop,
+    load_features,
+    normalise,
+    read_image,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,15 +123,19 @@ class ImagesInFolder:
         root: the folder, or the one image.
         paths: of the images.
         backbone: computes their maps.
+        reading: the choices in reading them.
 
     Raises:
         FeatInvError: there are no images.
     """
 
-    def __init__(self, root: Path, paths: Sequence[Path], backbone: Backbone) -> None:
+    def __init__(
+        self, root: Path, paths: Sequence[Path], backbone: Backbone, reading: ImageReading = AS_STORED
+    ) -> None:
         root = root if root.is_dir() else root.parent
         self._paths = paths
         self._backbone = backbone
+        self._reading = reading
         self.items = [path.relative_to(root).as_posix() for path in paths]
         self._stems = collections.Counter(map(_without_suffix, self.items))
 
@@ -142,7 +154,7 @@ class ImagesInFolder:
         errors: dict[int, FeatInvError] = {}
         for place in places:
             try:
-                images[place] = center_crop(read_image(self._paths[place]), self._backbone.input_size)
+                images[place] = center_crop(read_image(self._paths[place], self._reading), self._backbone.input_size)
             except ArgumentError as error:
                 errors[place] = error
         maps = torch.cat(list(self._backbone.extract(images.values()))) if images else None

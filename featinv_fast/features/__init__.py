@@ -1,15 +1,23 @@
 """Feature maps: what users hand in, files that hold them, and the backbones that compute them."""
 
-from featinv_fast.features.backbones import KNOWN_BACKBONES, Backbone, center_crop, known_spec
+from featinv_fast.config import AS_STORED, ImageReading
+from featinv_fast.features.backbones import Backbone
 from featinv_fast.features.checks import FeatureStatisticsWarning, check_statistics, non_finite_items
-from featinv_fast.features.files import class_folders, list_images, load_features, read_image
+from featinv_fast.features.files import load_features
+from featinv_fast.features.folders import class_folders, list_images
+from featinv_fast.features.images import center_crop, read_image, to_rgb
+from featinv_fast.features.known import KNOWN_BACKBONES, known_spec
 from featinv_fast.features.layouts import normalise
+from featinv_fast.features.normalisation import BackboneNormalisationWarning
 from featinv_fast.features.weights import weights_sha256
 
 __all__ = [
+    "AS_STORED",
     "KNOWN_BACKBONES",
     "Backbone",
+    "BackboneNormalisationWarning",
     "FeatureStatisticsWarning",
+    "ImageReading",
     "center_crop",
     "check_statistics",
     "class_folders",
@@ -19,5 +27,6 @@ __all__ = [
     "non_finite_items",
     "normalise",
     "read_image",
+    "to_rgb",
     "weights_sha256",
 ]

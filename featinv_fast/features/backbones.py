@@ -1,10 +1,10 @@
-"""The backbones of the official models, and timm models as feature extractors."""
+"""timm models as feature extractors."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
-import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,83 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featinv_fast.config import FeatureLayout, FeatureSpec
-from featinv_fast.errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    CheckpointCorruptError,
-    CheckpointError,
-    CheckpointMismatchError,
-    CheckpointUnsafeError,
-    MissingPackageError,
-)
-from featinv_fast.features import small_backbones
-from featinv_fast.features.files import read_image
+from featinv_fast.config import AS_STORED, FeatureLayout, FeatureSpec, ImageReading
+from featinv_fast.errors import ArgumentError, CheckpointMismatchError, FeatInvError, FeatureLayoutError
+from featinv_fast.features.images import center_crop, read_image
+from featinv_fast.features.known import FINAL
+from featinv_fast.features.map_form import MapForm, final_form, stage_form
+from featinv_fast.features.normalisation import constants
+from featinv_fast.features.timm_models import create_model, evaluation_size, impossible_size, known_name
 from featinv_fast.features.weights import weights_sha256
+from featinv_kernels.torch_state import neutral_torch_state
 
 if TYPE_CHECKING:
     from PIL import Image
-
-FINAL = "final"
-_CONVNEXT = "convnext_base.fb_in22k_ft_in1k"
-
-# arXiv 2505.21032 and its code. The timm tag of the ResNet50 and its image size are not published; its final map is
-# the output of layer4.
-KNOWN_BACKBONES: tuple[FeatureSpec, ...] = (
-    FeatureSpec(backbone=_CONVNEXT, layer=FINAL, input_size=288, channels=1024, height=9, width=9),
-    FeatureSpec(backbone=_CONVNEXT, layer="0", input_size=288, channels=128, height=72, width=72),
-    FeatureSpec(backbone=_CONVNEXT, layer="1", input_size=288, channels=256, height=36, width=36),
-    FeatureSpec(backbone=_CONVNEXT, layer="2", input_size=288, channels=512, height=18, width=18),
-    FeatureSpec(backbone=_CONVNEXT, layer="3", input_size=288, channels=1024, height=9, width=9),
-    FeatureSpec(
-        backbone="swinv2_base_window12to24_192to384.ms_in22k_ft_in1k",
-        layer=FINAL,
-        input_size=384,
-        channels=1024,
-        height=12,
-        width=12,
-        layout=FeatureLayout.NHWC,
-    ),
-    FeatureSpec(backbone="resnet50", layer=FINAL, channels=2048),
-)
-
-
-def known_spec(name: str, layer: str = FINAL) -> FeatureSpec:
-    """The spec of an official backbone by its timm name, with or without the tag after the dot.
-
-    Raises:
-        ArgumentError: the table has no such backbone or layer.
-    """
-    for spec in KNOWN_BACKBONES:
-        if (
-            spec.backbone is not None
-            and name in (spec.backbone, spec.backbone.partition(".")[0])
-            and spec.layer == layer
-        ):
-            return spec
-    raise ArgumentError(
-        "no official backbone has this name and layer",
-        given=f"{name!r}, layer {layer!r}",
-        expected=", ".join(f"{spec.backbone} layer {spec.layer}" for spec in KNOWN_BACKBONES),
-        remedy="describe your own with FeatureSpec",
-    )
-
-
-def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """The centre of `image` as RGB, `size` pixels square, its shorter side resized to `size` first (bilinear).
-
-    The same pixels as torchvision's Resize(size) and CenterCrop(size), the official preprocessing.
-    """
-    from PIL import Image
-
-    image = image.convert("RGB")
-    width, height = image.size
-    shorter = min(width, height)
-    resized = (int(size * width / shorter), int(size * height / shorter))
-    if resized != image.size:
-        image = image.resize(resized, Image.Resampling.BILINEAR)
-    left, top = (round((edge - size) / 2) for edge in resized)
-    return image.crop((left, top, left + size, top + size))
 
 
 class Backbone:
@@ -97,36 +32,43 @@ class Backbone:
 
     Args:
         spec: `backbone` names the timm model and `layer` the map: "final" is what `forward_features` returns, a number
-            the stage that `features_only=True` counts. Maps come out in `spec.layout`.
+            the stage that `features_only=True` counts. What it leaves open is the model's own: the size of the images,
+            mean and standard deviation, the layout (of a stage: "nchw", or "nhwc" where that is stated).
         weights: a local file in timm's layout (`.safetensors`, or a torch file, of which only tensors are read). None
             lets timm download its pretrained weights. "random:SEED" gives untrained weights, for trying a pipeline
             without a network: their features mean nothing.
         device: where the model runs.
 
+    Attributes:
+        spec: complete: channels, size, layout and prefix tokens are those of the map that the model gives.
+        device: where the model runs.
+        input_size: edge in pixels of its images.
+
     Raises:
         MissingPackageError: timm is not installed.
-        ArgumentError: an unknown model or layer, or a layout that the model cannot give.
+        ArgumentError: an unknown model or layer, one that gives no map, or a size of images that it cannot take.
+        FeatureLayoutError: the map has another layout than `spec` states.
         CheckpointError: the weights cannot be obtained, read or fitted.
+        CheckpointMismatchError: `spec` names other weights.
     """
 
+    @neutral_torch_state()
     def __init__(
         self, spec: FeatureSpec, *, weights: str | Path | None = None, device: str | torch.device = "cpu"
     ) -> None:
-        self.spec = spec
         self.device = torch.device(device)
         self._stage = _stage_index(spec)
-        model = _create_model(spec.backbone, weights)
-        stages = len(model.feature_info) if hasattr(model, "forward_intermediates") else 0
-        if self._stage is not None and self._stage >= stages:
-            raise ArgumentError(
-                "this backbone has no such stage",
-                given=f"{spec.backbone}, layer {spec.layer}",
-                expected=f"a number below {stages}, or {FINAL!r}",
-            )
-        self._model = model.eval().requires_grad_(False).to(self.device)
-        defaults = model.pretrained_cfg
-        # Where the engine does not say, the size at which timm evaluates the model.
-        self.input_size: int = spec.input_size or (defaults.get("test_input_size") or defaults["input_size"])[-1]
+        name = known_name(spec.backbone)
+        self.input_size: int = evaluation_size(name) if spec.input_size is None else spec.input_size
+        model = create_model(name, weights, self.input_size).eval().requires_grad_(False)
+        _check_stage(model, spec, self._stage)
+        self._model = model.to(self.device)
+        if spec.weights_sha256 not in (None, self.weights_sha256):
+            raise _other_weights(spec, self.weights_sha256, weights)
+        mean, std = constants(model, spec.mean, spec.std)
+        self.spec = dataclasses.replace(
+            _with_form(spec, self._measured(name)), input_size=self.input_size, mean=mean, std=std
+        )
 
     @property
     def model(self) -> Any:
@@ -138,27 +80,32 @@ class Backbone:
         """Which weights these are, whatever file they came from: see `features.weights`."""
         return weights_sha256(self._model)
 
-    def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
+    def preprocess(self, images: Sequence[Image.Image], reading: ImageReading = AS_STORED) -> Tensor:
         """Images as the network's input [B, 3, S, S] on the CPU: resized, cropped, scaled to [0, 1], normalised.
+
+        Resized bilinearly to S and cropped in the centre, as FeatInv's code does for every backbone; timm evaluates
+        some models with another interpolation and a share of a larger image.
 
         Raises:
             ArgumentTypeError: something other than PIL images.
+            ArgumentError: an image of no pixels, or of a mode without a fixed range.
         """
-        from PIL import Image
-
-        for i, image in enumerate(images):
-            if not isinstance(image, Image.Image):
-                raise ArgumentTypeError(f"images[{i}] is no image", given=type(image).__name__, expected="a PIL image")
         size = self.input_size
         if not images:
             return torch.empty(0, 3, size, size)
-        crops = np.stack([np.asarray(center_crop(image, size)) for image in images])
-        pixels = torch.from_numpy(crops).permute(0, 3, 1, 2).to(torch.float32).div(255)  # [B, 3, S, S]
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.spec.mean, self.spec.std))
-        return pixels.sub(mean).div(std).contiguous()
+        crops = [np.asarray(center_crop(image, size, reading, name=f"images[{i}]")) for i, image in enumerate(images)]
+        pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).to(torch.float32).div(255)  # [B, 3, S, S]
+        return self.normalised(pixels).contiguous()
 
-    # no_grad, not inference_mode: training feeds these maps to layers that save their inputs for the backward pass.
-    @torch.no_grad()
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Pixels [B, 3, S, S] in [0, 1] as the network wants them, on their own device."""
+        assert self.spec.mean is not None
+        assert self.spec.std is not None
+        mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (self.spec.mean, self.spec.std))
+        return pixels.sub(mean).div(std)
+
+    # Not in inference mode: training feeds these maps to layers that save their inputs for the backward pass.
+    @neutral_torch_state()
     def __call__(self, pixels: Tensor) -> Tensor:
         """Features of preprocessed `pixels` [B, 3, S, S] in `spec.layout`, on the backbone's device."""
         pixels = pixels.to(self.device)
@@ -170,7 +117,7 @@ class Backbone:
         )
         return self._arranged(features)
 
-    @torch.no_grad()
+    @neutral_torch_state()
     def features_and_logits(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Features as `__call__` gives them, and the class logits [B, K] of the same forward pass.
 
@@ -184,20 +131,84 @@ class Backbone:
             features = self._arranged(features)
         return features, self._model.forward_head(final) if self._model.num_classes else None
 
-    def extract(self, images: Iterable[Image.Image | str | Path], *, batch_size: int = 8) -> Iterator[Tensor]:
+    def extract(
+        self, images: Iterable[Image.Image | str | Path], *, batch_size: int = 8, reading: ImageReading = AS_STORED
+    ) -> Iterator[Tensor]:
         """Features of images or image files, one batch at a time and in order.
 
         Raises:
+            ArgumentTypeError: something else among them.
             ArgumentError: a file that is no readable image.
         """
         remaining = iter(images)
         while batch := list(itertools.islice(remaining, batch_size)):
-            opened = [read_image(image) if isinstance(image, str | Path) else image for image in batch]
-            yield self(self.preprocess(opened))
+            opened = [read_image(image, reading) if isinstance(image, str | Path) else image for image in batch]
+            yield self(self.preprocess(opened, reading))
 
     def _arranged(self, stage: Tensor) -> Tensor:
         # timm gives every stage as [B, C, H, W], also where `features_only` keeps Swin's [B, H, W, C].
         return stage.permute(0, 2, 3, 1) if self.spec.layout is FeatureLayout.NHWC else stage
+
+    def _measured(self, name: str) -> MapForm:
+        """The form of the map, by one random image."""
+        shape = (1, 3, self.input_size, self.input_size)
+        pixels = torch.randn(
+            shape, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float32, device="cpu"
+        ).to(self.device)
+        try:
+            if self._stage is None:
+                return final_form(self._model, pixels)
+            return stage_form(self._model, self._stage, pixels)
+        except (FeatInvError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # timm's models assert, or trip over their own shapes
+            raise impossible_size(name, self.input_size, error) from error
+
+
+def _with_form(spec: FeatureSpec, form: MapForm) -> FeatureSpec:
+    """`spec` with the map as it is.
+
+    Raises:
+        FeatureLayoutError: `spec` states another layout, or another number of prefix tokens.
+    """
+    stated = (spec.layout, spec.prefix_tokens)
+    chosen = spec.layer not in (None, FINAL) and spec.layout is FeatureLayout.NHWC  # a stage comes in either order
+    layout = FeatureLayout.NHWC if chosen else form.layout
+    if stated[0] not in (None, layout) or stated[1] not in (None, form.prefix_tokens):
+        raise FeatureLayoutError(
+            "the backbone's map has another layout than is stated",
+            given=_layout_in_words(*stated),
+            expected=f"{_layout_in_words(layout, form.prefix_tokens)}, as {spec.backbone}, layer "
+            f"{spec.layer or FINAL}, gives it",
+            remedy="leave the layout out: it is found by looking at a map",
+        )
+    return dataclasses.replace(spec, **(dataclasses.asdict(form) | {"layout": layout}))
+
+
+def _layout_in_words(layout: FeatureLayout | None, prefix_tokens: int | None) -> str:
+    tokens = "" if prefix_tokens is None else f" with prefix_tokens = {prefix_tokens}"
+    return f"layout {str(layout)!r}{tokens}"
+
+
+def _check_stage(model: Any, spec: FeatureSpec, stage: int | None) -> None:
+    stages = len(model.feature_info) if hasattr(model, "forward_intermediates") else 0
+    if stage is not None and stage >= stages:
+        raise ArgumentError(
+            "this backbone has no such stage",
+            given=f"{spec.backbone}, layer {spec.layer}",
+            expected=f"a number below {stages}, or {FINAL!r}",
+            remedy=f"name one of these, or {FINAL!r}",
+        )
+
+
+def _other_weights(spec: FeatureSpec, found: str, weights: str | Path | None) -> CheckpointMismatchError:
+    return CheckpointMismatchError(
+        "these are not the backbone's weights that the features were computed with",
+        given=f"{'the weights that timm downloads' if weights is None else weights}: sha256 {found}",
+        expected=f"{spec.backbone} with sha256 {spec.weights_sha256}",
+        remedy="pass the file of the weights that were used in training: --backbone-weights FILE "
+        "(Backbone(weights=...))",
+    )
 
 
 def _stage_index(spec: FeatureSpec) -> int | None:
@@ -224,92 +235,3 @@ def _stage_index(spec: FeatureSpec) -> int | None:
             expected=f"{FINAL!r}, or the number of a stage with layout 'nchw' or 'nhwc'",
         )
     return int(spec.layer)
-
-
-def _create_model(name: str | None, weights: str | Path | None) -> Any:
-    try:
-        import timm
-    except ImportError as error:
-        raise MissingPackageError(
-            "computing features needs timm", remedy="pip install 'featinv-fast[timm]', or pass feature maps"
-        ) from error
-    small_backbones.register()
-    if name is None or not timm.is_model(name):
-        raise ArgumentError(
-            "unknown backbone", given=name, expected="the name of a timm model", remedy="see timm.list_models()"
-        )
-    if weights is None:
-        return _create_pretrained(timm, name)
-    if str(weights).startswith("random:"):
-        return _create_random(timm, name, str(weights).removeprefix("random:"))
-    return _create_from_file(timm, name, Path(weights))
-
-
-def _create_pretrained(timm: Any, name: str) -> Any:
-    try:
-        return timm.create_model(name, pretrained=True)
-    except Exception as error:  # hub clients raise their own network errors; the remedy is the same
-        raise CheckpointError(
-            "the backbone's pretrained weights cannot be obtained",
-            given=f"{name}: {type(error).__name__}: {error}",
-            expected="a connection to the model hub, or the weights in its cache",
-            remedy="download them elsewhere and pass the file with --backbone-weights FILE (Backbone(weights=...))",
-        ) from error
-
-
-def _create_random(timm: Any, name: str, seed: str) -> Any:
-    if not (seed.isascii() and seed.isdigit()):
-        raise ArgumentError("bad seed of random backbone weights", given=f"random:{seed}", expected="random:0")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(seed))
-        return timm.create_model(name, pretrained=False)
-
-
-def _create_from_file(timm: Any, name: str, path: Path) -> Any:
-    state = _read_state(path)
-    # A model that was trained on other classes has another head than timm's.
-    head = state.get(f"{timm.get_pretrained_cfg(name).classifier}.weight")
-    classes = {} if head is None else {"num_classes": len(head)}
-    try:
-        # timm renames older keys and drops stale buffers for the models that need it, and loads strictly.
-        overlay = {"state_dict": state, **classes}
-        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **classes)
-    except Exception as error:  # the renaming may trip over a foreign file in any way
-        raise CheckpointMismatchError(
-            f"the weights do not fit the backbone {name}",
-            given=f"{path}: {type(error).__name__}: {str(error)[:500]}",
-            expected="all weights of that timm model, under its names",
-        ) from error
-    model.pretrained_cfg.pop("state_dict")  # timm keeps the dictionary it was given: the same memory again
-    return model
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weight file; code in it never runs."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise CheckpointError("there is no such file of backbone weights", given=path)
-    state: Any
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointUnsafeError(
-            "the backbone's weight file holds more than tensors",
-            given=f"{path}: {str(error)[:200]}",
-            remedy="save the state_dict alone, best as .safetensors",
-        ) from error
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointCorruptError("the backbone's weight file cannot be read", given=f"{path}: {error}") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointMismatchError(
-            "the backbone's weight file holds no state_dict", given=path, expected="a dictionary of tensors"
-        )
-    return state

@@ -17,7 +17,7 @@ import torch
 from featinv_fast.config import FeatureLayout, FeatureSpec
 from featinv_fast.errors import ArgumentError, FeatureLayoutError, FeatureShapeError
 from featinv_fast.features.arrays import to_float_tensor
-from featinv_fast.features.backbones import KNOWN_BACKBONES
+from featinv_fast.features.known import KNOWN_BACKBONES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +36,10 @@ class _Reading:
 def normalise(features: Any, spec: FeatureSpec, *, layout: FeatureLayout | str | None = None) -> torch.Tensor:
     """Feature maps of any accepted kind as one batch.
 
-    Accepted are [C, H, W], [B, C, H, W], [H, W, C], [B, H, W, C], tokens [B, 1+N, C] (the class token is dropped, the
-    rest filled row by row into the spec's size, or a square), [1+N, C] where the engine's own layout is tokens or
-    `layout="tokens"`, pooled vectors [B, C] or [C] where the engine was trained on those (copied to every position),
-    and lists or tuples of these, whose items follow one another.
+    Accepted are [C, H, W], [B, C, H, W], [H, W, C], [B, H, W, C], tokens [B, P+N, C] (the P prefix tokens that the spec
+    names, or else one class token, are dropped, the rest filled row by row into the spec's size, or a square), [P+N, C]
+    where the engine's own layout is tokens or `layout="tokens"`, pooled vectors [B, C] or [C] where the engine was
+    trained on those (copied to every position), and lists or tuples of these, whose items follow one another.
 
     Args:
         features: numpy arrays or torch tensors of a floating-point type. No items: `[]`, shape (0,) or (0, C, H, W).
@@ -117,8 +117,8 @@ def _arranged(tensor: torch.Tensor, reading: _Reading, spec: FeatureSpec) -> tor
             maps = tensor
         case FeatureLayout.NHWC:
             maps = tensor.movedim(-1, -3)
-        case FeatureLayout.TOKENS:  # [..., 1+N, C]
-            maps = tensor[..., 1:, :].transpose(-1, -2)
+        case FeatureLayout.TOKENS:  # [..., P+N, C]
+            maps = tensor[..., _prefix_tokens(spec) :, :].transpose(-1, -2)
             maps = maps.reshape(*maps.shape[:-1], reading.height, reading.width)
         case FeatureLayout.POOLED:  # [..., C]
             maps = tensor[..., None, None]
@@ -138,7 +138,7 @@ def _readings(shape: Sequence[int], spec: FeatureSpec, layout: FeatureLayout | N
             found = [_Reading(FeatureLayout.NCHW, a, b, c), _Reading(FeatureLayout.NHWC, c, a, b)]
             if len(shape) == 3 and not pooled_engine:
                 found += _token_readings(b, c, spec)
-        # [B, C] and [1+N, C] look alike: the first is read for engines of pooled vectors, the second when declared.
+        # [B, C] and [P+N, C] look alike: the first is read for engines of pooled vectors, the second when declared.
         case (a, b) if pooled_engine:
             found = [_Reading(FeatureLayout.POOLED, b, 1, 1)]
         case (a, b) if FeatureLayout.TOKENS in (spec.layout, layout):
@@ -157,12 +157,17 @@ def _readings(shape: Sequence[int], spec: FeatureSpec, layout: FeatureLayout | N
 
 
 def _token_readings(length: int, channels: int, spec: FeatureSpec) -> list[_Reading]:
-    """A class token and `length - 1` cells: the spec's size where they fill it, else a square, else no reading."""
-    cells = length - 1
+    """Prefix tokens and cells: the spec's size where they fill it, else a square, else no reading."""
+    cells = length - _prefix_tokens(spec)
     if spec.height and spec.width and cells == spec.height * spec.width:
         return [_Reading(FeatureLayout.TOKENS, channels, spec.height, spec.width)]
     edge = math.isqrt(max(cells, 0))
     return [_Reading(FeatureLayout.TOKENS, channels, edge, edge)] if edge * edge == cells else []
+
+
+def _prefix_tokens(spec: FeatureSpec) -> int:
+    """Tokens before those of the positions; FeatInv's own code knows one, the class token."""
+    return 1 if spec.prefix_tokens is None else spec.prefix_tokens
 
 
 def _empty(spec: FeatureSpec) -> torch.Tensor:
@@ -199,7 +204,10 @@ def _described(spec: FeatureSpec) -> str:
     source = f"{spec.backbone or 'unknown backbone'}, layer {spec.layer or 'unknown'}"
     if spec.layout is FeatureLayout.POOLED:
         return f"{source}: pooled vectors of {spec.channels} channels"
-    return f"{source}: {spec.channels}x{spec.height or 'H'}x{spec.width or 'W'} (channels x height x width)"
+    size = f"{spec.channels}x{spec.height or 'H'}x{spec.width or 'W'} (channels x height x width)"
+    if spec.layout is FeatureLayout.TOKENS:
+        size += f", or its tokens behind {_prefix_tokens(spec)} of a prefix"
+    return f"{source}: {size}"
 
 
 def _written(shape: Sequence[int]) -> str:

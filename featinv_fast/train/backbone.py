@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from featinv_fast.errors import ArgumentError
+from featinv_fast.features.normalisation import constants
 from featinv_fast.train.concepts import ABSENT, concept_slots
 from featinv_fast.train.data import Data, batch_of
 from featinv_fast.train.images import to_pixels
@@ -41,8 +42,8 @@ class BackboneObjective(Objective):
         self.heads = nn.ModuleDict(
             {name: nn.Linear(model.num_features, self._slots[name] * n) for name, n in recipe.concepts.items()}
         )
-        self.register_buffer("mean", torch.tensor(recipe.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(recipe.std).view(3, 1, 1), persistent=False)
+        for name, values in zip(("mean", "std"), constants(model, recipe.mean, recipe.std), strict=True):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     @property
     def length(self) -> int:

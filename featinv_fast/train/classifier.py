@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
-from featinv_fast.errors import ConfigError, MissingPackageError
-from featinv_fast.features import small_backbones
+from featinv_fast.errors import ConfigError
+from featinv_fast.features.timm_models import new_model
 from featinv_fast.train.data import Data, ImageFolder
 from featinv_fast.train.settings import BackboneRecipe
 
 
-def make_classifier(recipe: BackboneRecipe) -> Any:
-    """The timm model that learns."""
-    timm = _timm()
+def make_classifier(recipe: BackboneRecipe, size: int) -> Any:
+    """The timm model that learns, for images of `size` pixels."""
     # Some models know no drop_path_rate, and some skip branches unless they are told not to.
     options: list[dict[str, float]] = [{"drop_path_rate": recipe.drop_path}, *([] if recipe.drop_path else [{}])]
     for option in options:
         try:
-            model = timm.create_model(recipe.name, num_classes=recipe.classes, **option)
+            model = new_model(recipe.name, size, num_classes=recipe.classes, **option)
             break
         except (RuntimeError, TypeError) as error:
             if option is options[-1]:
@@ -45,14 +43,3 @@ def require_classes(recipe: BackboneRecipe, data: Data) -> None:
             expected="two or more, and no more than `classes`",
             remedy="sort the images into one folder for each class, and set `classes` to their number",
         )
-
-
-def _timm() -> Any:
-    try:
-        timm = importlib.import_module("timm")
-    except ImportError as error:
-        raise MissingPackageError(
-            "training a backbone needs timm", given=str(error), remedy="pip install 'featinv-fast[train]'"
-        ) from error
-    small_backbones.register()
-    return timm

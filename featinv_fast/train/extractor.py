@@ -14,8 +14,6 @@ from featinv_fast.features import Backbone, normalise
 from featinv_fast.train.images import to_pixels
 from featinv_fast.train.settings import BackboneConfig
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
 
 class Extractor:
     """A backbone, frozen, as the maps that condition encoders take.
@@ -27,25 +25,26 @@ class Extractor:
         device: where it runs.
 
     Attributes:
-        spec: complete, measured on a blank image; `absolute_max` is still unknown.
+        spec: complete, as the backbone found it, with the hash of its weights; `absolute_max` is still unknown.
+
+    Raises:
+        FeatInvError: the backbone cannot be opened, or is not what `config` says; see `Backbone`.
     """
 
     def __init__(self, config: BackboneConfig, *, size: int, root: Path, device: torch.device) -> None:
-        mean, std = (config.mean or IMAGENET[0]), (config.std or IMAGENET[1])
-        spec = FeatureSpec(
+        stated = FeatureSpec(
             channels=1,  # unknown before the first map
             backbone=config.name,
             layer=config.layer,
             layout=config.layout,
             input_size=config.input_size or size,
-            mean=mean,
-            std=std,
+            mean=config.mean,
+            std=config.std,
         )
-        self._backbone = Backbone(spec, weights=resolved_weights(config.weights, root), device=device)
+        self._backbone = Backbone(stated, weights=resolved_weights(config.weights, root), device=device)
         self._pooled = config.pooled
-        self._mean, self._std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
-        self._map = self._measured(spec)
-        pooled = dataclasses.replace(self._map, layout=FeatureLayout.POOLED, height=1, width=1)
+        self._map = dataclasses.replace(self._backbone.spec, weights_sha256=self._backbone.weights_sha256)
+        pooled = dataclasses.replace(self._map, layout=FeatureLayout.POOLED, height=1, width=1, prefix_tokens=None)
         self.spec = pooled if config.pooled else self._map
 
     @torch.no_grad()
@@ -59,23 +58,8 @@ class Extractor:
         return {"features": to_dict(self.spec), "weights": self._backbone.weights_sha256}
 
     def _raw(self, images: Tensor) -> Tensor:
-        assert self._backbone.spec.input_size is not None
-        pixels = to_pixels(images.to(self._backbone.device), self._backbone.spec.input_size)
-        return self._backbone((pixels - self._mean) / self._std)
-
-    def _measured(self, spec: FeatureSpec) -> FeatureSpec:
-        """`spec` with the size of the maps."""
-        assert spec.input_size is not None
-        shape = self._raw(torch.zeros(1, spec.input_size, spec.input_size, 3, dtype=torch.uint8)).shape
-        match spec.layout:
-            case FeatureLayout.NHWC:
-                _, height, width, channels = shape
-            case FeatureLayout.TOKENS:
-                channels = shape[2]
-                height = width = round((shape[1] - 1) ** 0.5)
-            case _:
-                _, channels, height, width = shape
-        return dataclasses.replace(spec, channels=channels, height=height, width=width)
+        pixels = to_pixels(images.to(self._backbone.device), self._backbone.input_size)
+        return self._backbone(self._backbone.normalised(pixels))
 
 
 def resolved_weights(weights: str | None, root: Path) -> str | Path | None:

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from featinv_fast.config import FeatureSpec
-from featinv_fast.features import Backbone, weights_sha256
+from featinv_fast.features import Backbone
 from featinv_fast.models import Autoencoder
-from featinv_fast.train.extractor import IMAGENET, resolved_weights
+from featinv_fast.train.extractor import resolved_weights
 from featinv_fast.train.settings import BackboneConfig, PerceptualConfig
 
 
@@ -31,19 +31,21 @@ class Perceptual:
     def __init__(
         self, config: BackboneConfig, layers: Sequence[int], *, size: int, root: Path, device: torch.device
     ) -> None:
-        mean, std = (config.mean or IMAGENET[0]), (config.std or IMAGENET[1])
         spec = FeatureSpec(
-            channels=1, backbone=config.name, layer=str(layers[0]), layout=config.layout, input_size=size
+            channels=1,  # unknown before the first map
+            backbone=config.name,
+            layer=str(layers[0]),
+            input_size=config.input_size or size,
+            mean=config.mean,
+            std=config.std,
         )
-        self._model = Backbone(spec, weights=resolved_weights(config.weights, root), device=device).model
+        self._backbone = Backbone(spec, weights=resolved_weights(config.weights, root), device=device)
         self._layers = list(layers)
-        self._size = config.input_size or size
-        self._mean, self._std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
 
     @property
     def weights_sha256(self) -> str:
         """Of the backbone."""
-        return weights_sha256(self._model)
+        return self._backbone.weights_sha256
 
     def __call__(self, decoded: Tensor, image: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1]; gradients flow into `decoded` alone."""
@@ -54,10 +56,11 @@ class Perceptual:
 
     def _features(self, image: Tensor) -> list[Tensor]:
         pixels = (image + 1) / 2
-        if pixels.shape[-1] != self._size:
-            pixels = F.interpolate(pixels, (self._size, self._size), mode="bilinear", antialias=True)
-        maps = self._model.forward_intermediates(
-            (pixels - self._mean) / self._std, indices=self._layers, stop_early=True, intermediates_only=True
+        size = self._backbone.input_size
+        if pixels.shape[-1] != size:
+            pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
+        maps = self._backbone.model.forward_intermediates(
+            self._backbone.normalised(pixels), indices=self._layers, stop_early=True, intermediates_only=True
         )
         return [F.normalize(features, dim=1) for features in maps]  # timm gives [B, C, H, W]
 

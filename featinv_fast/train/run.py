@@ -101,8 +101,9 @@ def _backbone(recipe: BackboneRecipe, place: Place) -> None:
     data = place.data
     require_classes(recipe, data)
     with assembly.fresh_weights(recipe.training.seed):
-        model = make_classifier(recipe)
-        objective = BackboneObjective(model, recipe, data, image_size(data))
+        size = image_size(data)
+        model = make_classifier(recipe, size)
+        objective = BackboneObjective(model, recipe, data, size)
     fit(objective, recipe, place)
     with place.result.writing() as path:
         write_safetensors(path, model.state_dict(), {"format": "pt", **place.notes})

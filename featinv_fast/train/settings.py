@@ -195,16 +195,16 @@ class BackboneConfig:
         name: of the timm model.
         weights: a local file; None lets timm download its pretrained weights, "random:SEED" is for trying things.
         layer: "final" or the number of a stage.
-        layout: of what the model returns.
+        layout: of what the model returns, to insist on it; None asks the model.
         pooled: average the map over its positions: the baseline that has lost where things are.
         input_size: edge in pixels of what the backbone sees; None is the data's own size.
-        mean, std: of the backbone's normalisation; None asks timm.
+        mean, std: of the backbone's normalisation; None is what the model was published with.
     """
 
     name: str
     weights: str | None = None
     layer: str = "final"
-    layout: FeatureLayout = FeatureLayout.NCHW
+    layout: FeatureLayout | None = None
     pooled: bool = False
     input_size: int | None = None
     mean: tuple[float, float, float] | None = None
@@ -323,7 +323,8 @@ class BackboneRecipe(Recipe):
             on the pooled features learn them beside the classes and are thrown away at the end. A classifier of few
             classes forgets what its labels do not need, such as colours; one of a thousand classes does not.
         concept_weight: of each concept's cross entropy.
-        mean, std: of the normalisation of its input.
+        mean, std: of the normalisation of its input; None is what timm says of the model, as whoever opens the
+            trained backbone without stating them takes.
     """
 
     name: str
@@ -332,8 +333,8 @@ class BackboneRecipe(Recipe):
     drop_path: float = 0.0
     concepts: dict[str, int] = dataclasses.field(default_factory=dict)
     concept_weight: float = 0.3
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featinv_fast import Runtime
-from featinv_fast.config import FeatureSpec
+from featinv_fast import Runtime, demo
+from featinv_fast.commands.invert import open_backbone
+from featinv_fast.config import FeatureLayout, FeatureSpec
 from featinv_fast.engine import open_engine
-from featinv_fast.features import Backbone
+from featinv_fast.errors import CheckpointError, FeatureShapeError
+from featinv_fast.features import Backbone, ImageReading
 
 BACKBONE = "convnext_atto"
 WEIGHTS = "random:0"
@@ -66,7 +68,8 @@ def test_c8_a_folder_of_pictures_without_a_network(featinv, arguments, engine, p
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == sorted(f"{name}.png" for name in names)
 
     spec = open_engine(engine).manifest.features
-    assert spec == FeatureSpec(backbone=BACKBONE, layer="final", input_size=64, channels=320, height=2, width=2)
+    stated = {"backbone": BACKBONE, "layer": "final", "layout": FeatureLayout.NCHW, "input_size": 64}
+    assert spec == FeatureSpec(**stated, channels=320, height=2, width=2)
     (maps,) = Backbone(spec, weights=WEIGHTS).extract(
         [pictures / "9.jpg", pictures / "10.png", pictures / "cats/1.png"]
     )
@@ -154,3 +157,61 @@ def test_an_engine_that_does_not_say_where_its_features_come_from(featinv, argum
     answer = featinv(*arguments, "--engine", tiny_engine, "--backbone", "alexnet")
     assert answer.code == 2
     assert "swinv2_base" in answer.err
+
+
+def test_sixteen_bits_and_transparency_are_read_as_asked_and_recorded(featinv, arguments, pictures, tmp_path):
+    grey = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) // 16
+    folder = tmp_path / "forms"
+    folder.mkdir()
+    Image.fromarray(grey.astype(np.uint8)).save(folder / "a.png")
+    Image.fromarray(grey * 257).save(folder / "b.png")
+    Image.merge("LA", [Image.fromarray(grey.astype(np.uint8)), Image.new("L", (64, 64), 0)]).save(folder / "c.png")
+    Image.new("RGB", (64, 64), (9, 8, 7)).save(folder / "d.png")
+    Image.new("F", (64, 64)).save(folder / "e.tif")
+    same = ("--images", folder, "--out", tmp_path / "forms_out", "--background", "9,8,7", "--exif-rotation")
+    answer = featinv(*arguments, *same)
+    assert answer.code == 3
+    assert answer.json["run"]["given"]["reading"] == {"background": [9, 8, 7], "exif_rotation": True}
+    errors = {item["name"]: item["error"] for item in answer.json["items"]}
+    assert [name for name, error in errors.items() if error] == ["e.tif"]
+    assert "mode 'F'" in errors["e.tif"]
+    features = list(
+        Backbone(FeatureSpec(backbone=BACKBONE, channels=320, input_size=64), weights=WEIGHTS).extract(
+            [folder / "a.png", folder / "b.png", folder / "c.png", folder / "d.png"],
+            batch_size=1,
+            reading=ImageReading(background=(9, 8, 7)),
+        )
+    )
+    assert np.array_equal(features[0], features[1])
+    assert np.array_equal(features[2], features[3])
+
+
+def test_a_background_that_is_no_colour_is_wrong_usage(featinv, arguments):
+    answer = featinv(*arguments, "--background", "256,0,0")
+    assert answer.code == 2
+    assert "0 to 255" in answer.err
+
+
+def test_the_features_of_other_weights_are_refused(featinv, arguments, make_engine, tiny_config):
+    spec = FeatureSpec(backbone=BACKBONE, channels=320, input_size=64)
+    trained = Backbone(spec, weights="random:1").weights_sha256
+    metadata = {"backbone": BACKBONE, "layer": "final", "feature_shape": "320x2x2", "input_size": "64"}
+    metadata |= {"weights_sha256": trained, "steps": "1"}
+    engine = make_engine(dataclasses.replace(tiny_config, feature_channels=320), metadata)
+    refused = featinv(*arguments, "--engine", engine)
+    assert refused.code == 1
+    assert trained in refused.err
+    assert "--backbone-weights FILE" in refused.err
+    assert featinv(*arguments, "--engine", engine, "--backbone-weights", "random:1").code == 0
+
+
+def test_the_built_in_weights_are_those_of_the_built_in_backbone_alone(installed, monkeypatch):
+    own = demo.backbone().weights_sha256
+    built_in = dataclasses.replace(demo.backbone_spec(), weights_sha256=own)
+    monkeypatch.setattr(demo, "backbone_spec", lambda: built_in)
+    assert open_backbone(built_in, None, "cpu").weights_sha256 == own
+    for other in ("0" * 64, None):  # a training of one's own, which says so or not
+        with pytest.raises(CheckpointError, match="--backbone-weights FILE"):
+            open_backbone(dataclasses.replace(built_in, weights_sha256=other), None, "cpu")
+    with pytest.raises(FeatureShapeError, match="256x4x4"):
+        open_backbone(dataclasses.replace(built_in, height=5), installed / "backbone.safetensors", "cpu")

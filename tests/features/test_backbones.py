@@ -19,7 +19,7 @@ from featinv_fast.errors import (
     CheckpointUnsafeError,
     MissingPackageError,
 )
-from featinv_fast.features import KNOWN_BACKBONES, Backbone, center_crop, known_spec, normalise
+from featinv_fast.features import KNOWN_BACKBONES, Backbone, center_crop, known_spec, normalise, to_rgb
 
 # timm's own models for tests: a third of a million parameters.
 SMALL = FeatureSpec(backbone="test_convnext", layer="final", channels=64, height=2, width=2, input_size=64)
@@ -64,10 +64,11 @@ def test_known_specs_are_found_with_and_without_the_tag():
 def test_preprocessing_equals_the_official_transforms(width, height, mode):
     image = noise(width, height, mode)
     crop = transforms.Compose([transforms.Resize(64), transforms.CenterCrop(64)])
-    tensor = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean=SMALL.mean, std=SMALL.std)])
-    cropped = crop(image.convert("RGB"))
-    assert np.array_equal(np.asarray(center_crop(image, 64)), np.asarray(cropped))
     backbone = Backbone(SMALL, weights="random:0")
+    constants = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # what timm says of the model
+    tensor = transforms.Compose([transforms.ToTensor(), transforms.Normalize(**constants)])
+    cropped = crop(to_rgb(image))
+    assert np.array_equal(np.asarray(center_crop(image, 64)), np.asarray(cropped))
     assert torch.equal(backbone.preprocess([image, image]), torch.stack([tensor(cropped)] * 2))
 
 

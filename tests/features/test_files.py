@@ -1,15 +1,15 @@
+import contextlib
 import pickle
 import zipfile
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
 from featinv_fast.config import FeatureSpec
-from featinv_fast.errors import ArgumentError
-from featinv_fast.features import list_images, load_features, normalise, read_image
+from featinv_fast.errors import ArgumentError, FeatInvError
+from featinv_fast.features import load_features, normalise, numpy_files
 
 VALUES = np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2)
 SPEC = FeatureSpec(channels=3, height=2, width=2)
@@ -107,42 +107,92 @@ def test_missing_files_folders_and_other_suffixes(tmp_path):
     for path, reason in [
         (tmp_path / "a.pt", r"\.npy, \.npz, \.safetensors"),
         (tmp_path / "none.npy", "no such file"),
-        (tmp_path, "no such file"),
+        (tmp_path, "not a file"),
     ]:
         with pytest.raises(ArgumentError, match=reason):
             load_features(path)
 
 
-def test_images_are_listed_in_natural_order(tmp_path):
-    names = ["img10.png", "img2.PNG", "b/1.JPEG", "b/01.jpg", "a11/x.webp", "a2/y.tif", ".hidden.png", ".git/z.png"]
-    for name in [*names, "notes.txt", "b/a.npy"]:
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-    listed = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
-    assert listed == ["a2/y.tif", "a11/x.webp", "b/1.JPEG", "b/01.jpg", "img2.PNG", "img10.png"]
-    assert list_images(str(tmp_path / "img10.png")) == [tmp_path / "img10.png"]
+def npy_header(text):
+    content = text.encode("latin1")
+    return b"\x93NUMPY\x01\x00" + len(content).to_bytes(2, "little") + content
 
 
-def test_folders_without_images(tmp_path):
-    (tmp_path / "notes.txt").touch()
-    for path, reason in [
-        (tmp_path, "no images"),
-        (tmp_path / "notes.txt", "no images"),
-        (tmp_path / "none", "no such folder"),
-    ]:
-        with pytest.raises(ArgumentError, match=reason):
-            list_images(path)
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{'descr': '<f4', 'fortran_order': False, 'shape': (9000000000000, 2), }", "bytes in all"),
+        ("{'descr': '<f4', 'fortran_order': False, 'shape': (1, 1), }", "bytes in all"),
+        ("{'descr': '|O', 'fortran_order': False, 'shape': (2,), }", "not plain numbers"),
+        ("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (2,), }", "not plain numbers"),
+        ("{'descr': '<f3', 'fortran_order': False, 'shape': (2,), }", "numpy does not know"),
+        ("{'descr': '<f4', 'fortran_order': False, 'shape': (-2,), }", "shape is"),
+        ("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999, 1), }", "beyond"),
+        ("{'descr': '<f4', 'fortran_order': 0, 'shape': (2,), }", "fortran_order is"),
+        ("{'descr': '<f4', 'shape': (2,), }", "exactly"),
+        ("(" * 9000, "no description"),
+        ("{'descr': '<f4', 'fortran_order': False, 'shape': (" + "1," * 9 + "), }", "beyond"),
+        ("x" * 20_000, "claims"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_headers_that_are_not_sound_are_refused_before_anything_is_allocated(tmp_path, suffix, text, reason):
+    content = npy_header(text) + bytes(8)
+    if suffix == ".npz":
+        with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+            archive.writestr("features.npy", content)
+    else:
+        (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(ArgumentError, match=rf"(?s)a\{suffix}.*{reason}") as caught:
+        load_features(tmp_path / f"a{suffix}")
+    assert caught.value.remedy
 
 
-def test_images_are_read_as_rgb(tmp_path):
-    Image.new("RGBA", (3, 2), (10, 20, 30, 0)).save(tmp_path / "a.png")
-    image = read_image(tmp_path / "a.png")
-    assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (3, 2), (10, 20, 30))
-    whole = (tmp_path / "a.png").read_bytes()
-    for damaged in (whole[:40], b"", b"no image"):
-        (tmp_path / "a.png").write_bytes(damaged)
-        with pytest.raises(ArgumentError, match=r"a\.png"):
-            read_image(tmp_path / "a.png")
-    with pytest.raises(ArgumentError, match="no such file"):
-        read_image(tmp_path / "none.png")
+def test_an_archive_that_claims_far_more_than_it_holds_is_refused(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "a.npz", features=np.zeros((100, 256, 4, 4), np.float32))
+    assert load_features(tmp_path / "a.npz").shape == (100, 256, 4, 4)  # small enough not to matter
+    monkeypatch.setattr(numpy_files, "FREELY_EXPANDED", 2**20)
+    with pytest.raises(ArgumentError, match="100 times"):
+        load_features(tmp_path / "a.npz")
+
+
+def test_archives_of_other_kinds_are_refused(tmp_path):
+    member = npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }") + bytes(8)
+    for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        with zipfile.ZipFile(tmp_path / "a.npz", "w", method) as archive:
+            archive.writestr("features.npy", member)
+        with pytest.raises(ArgumentError, match="does not write"):
+            load_features(tmp_path / "a.npz")
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("features.npy", member)
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("features.npy", member)
+    with pytest.raises(ArgumentError, match="two arrays of one name"):
+        load_features(tmp_path / "a.npz")
+
+
+def test_a_tensor_that_is_named_twice_is_refused(tmp_path):
+    entry = '{"dtype":"F32","shape":[1],"data_offsets":[%d,%d]}'
+    header = ('{"features":' + entry % (0, 4) + ',"features":' + entry % (4, 8) + "}").encode()
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(ArgumentError, match=r"a\.safetensors"):
+        load_features(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".safetensors"])
+def test_whatever_is_damaged_ends_in_one_error(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".npy":
+        np.save(path, VALUES)
+    elif suffix == ".npz":
+        np.savez_compressed(path, features=VALUES)
+    else:
+        save_file({"features": torch.from_numpy(VALUES)}, path)
+    whole, random = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(200):
+        content = bytearray(whole)
+        for place in random.integers(0, min(len(content), 300), random.integers(1, 5)):
+            content[place] = random.choice(list(b"(){}[],'0-OV9\x00\xff"))
+        path.write_bytes(content)
+        with contextlib.suppress(FeatInvError):
+            normalise(load_features(path), SPEC)

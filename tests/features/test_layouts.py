@@ -53,6 +53,18 @@ def test_a2_tokens_lose_the_class_token_and_fill_row_by_row():
     check(normalise(tokens(oblong), SPEC), oblong)
 
 
+@pytest.mark.parametrize("prefix", [0, 2, 5])
+def test_a2_tokens_lose_as_many_as_the_spec_says(prefix):
+    square = maps(2, C, 3, 3)
+    flat = tokens(square)[:, 1:]
+    given = torch.cat([torch.full((2, prefix, C), 1000.0), flat], dim=1)
+    spec = FeatureSpec(channels=C, height=3, width=3, layout=FeatureLayout.TOKENS, prefix_tokens=prefix)
+    check(normalise(given, spec), square)
+    check(normalise(given[0], spec), square[:1])
+    with pytest.raises(FeatureShapeError, match=f"tokens behind {prefix}"):
+        normalise(tokens(square), spec)
+
+
 def test_a2_one_token_map_only_where_declared():
     square = maps(1, C, 3, 3)
     single = tokens(square)[0]  # [10, 6], the shape of ten pooled vectors too

@@ -156,16 +156,16 @@ def test_a_folder_must_suit_itsmake_classifier(pictures, tmp_path):
 
 
 def test_a_model_without_branches_to_skip_is_trained_and_drop_path_refused(tmp_path, monkeypatch):
-    def make(name, num_classes, drop_path_rate=None):
-        if drop_path_rate is not None and name == "plain":
+    def make(name, num_classes, drop_path_rate=None, **_):
+        if drop_path_rate is not None and name == "test_resnet":
             raise TypeError("unexpected keyword argument 'drop_path_rate'")
         return torch.nn.Linear(3, num_classes)
 
     monkeypatch.setattr(timm, "create_model", make)
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(BACKBONE)
-    read = read_recipe(recipe, ["name=plain"])
-    assert isinstance(make_classifier(read), torch.nn.Linear)
-    for name, problem in (("plain", "timm cannot make this model"), ("deaf", "drop_path has no effect")):
+    read = read_recipe(recipe, ["name=test_resnet"])
+    assert isinstance(make_classifier(read, 160), torch.nn.Linear)
+    for name, problem in (("test_resnet", "timm cannot make this model"), ("test_convnext", "drop_path has no effect")):
         with pytest.raises(ConfigError, match=problem):
-            make_classifier(dataclasses.replace(read, name=name, drop_path=0.1))
+            make_classifier(dataclasses.replace(read, name=name, drop_path=0.1), 160)
