@@ -205,5 +205,5 @@ def _contradiction(component: str, key: str, given: object, expected: object) ->
         f"{component}'s configuration does not fit: '{key}'",
         given=repr(given),
         expected=repr(expected),
-        remedy="save the folder again with the tool that wrote it",
+        remedy="use a model of Stable Diffusion 1's family; if these weights are of one, correct its config.json",
     )

@@ -118,5 +118,5 @@ def _unfit(problem: str, given: object, expected: object) -> CheckpointMismatchE
         f"the architecture cannot be read from the tensors: {problem}",
         given=given,
         expected=expected,
-        remedy="check that the file is a complete FeatInv checkpoint",
+        remedy="check that the file is complete, and that it is the one that was meant",
     )

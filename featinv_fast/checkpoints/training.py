@@ -14,6 +14,7 @@ What is not said is taken to be as in Stable Diffusion 1.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -27,21 +28,7 @@ from featinv_fast.checkpoints.reader import HYPER_PARAMETERS, SCHEDULER, YAML, R
 from featinv_fast.errors import CheckpointMismatchError
 
 STEPS, FIRST, LAST = 1000, 0.00085, 0.0120
-BETAS = torch.linspace(FIRST**0.5, LAST**0.5, STEPS, dtype=torch.float64) ** 2
-SIGNAL = torch.cumprod(1 - BETAS, dim=0)
 NOISE_PREDICTION = ("eps", "epsilon")
-
-# Buffers of the latent-diffusion code base that tell the schedule; its others follow from these.
-BUFFERS = {
-    "betas": BETAS,
-    "alphas_cumprod": SIGNAL,
-    "alphas_cumprod_prev": torch.cat([SIGNAL.new_ones(1), SIGNAL[:-1]]),
-    "sqrt_alphas_cumprod": SIGNAL.sqrt(),
-    "sqrt_one_minus_alphas_cumprod": (1 - SIGNAL).sqrt(),
-    "log_one_minus_alphas_cumprod": (1 - SIGNAL).log(),
-    "sqrt_recip_alphas_cumprod": SIGNAL.rsqrt(),
-    "sqrt_recipm1_alphas_cumprod": (1 / SIGNAL - 1).sqrt(),
-}
 # Tensors without weights that tools look for by name.
 MARKERS = {
     r"v_?pred(iction)?": "it predicts velocity",
@@ -102,6 +89,23 @@ def check_training(raw: Raw) -> None:
     _check_hyper_parameters(".yaml file's entry", raw.configs.get(YAML, {}))
 
 
+@functools.cache
+def schedule_buffers() -> Mapping[str, Tensor]:
+    """What the latent-diffusion code base stores of the schedule, [1000] each; its other buffers follow from these."""
+    betas = torch.linspace(FIRST**0.5, LAST**0.5, STEPS, dtype=torch.float64, device="cpu") ** 2
+    signal = torch.cumprod(1 - betas, dim=0)
+    return {
+        "betas": betas,
+        "alphas_cumprod": signal,
+        "alphas_cumprod_prev": torch.cat([signal.new_ones(1), signal[:-1]]),
+        "sqrt_alphas_cumprod": signal.sqrt(),
+        "sqrt_one_minus_alphas_cumprod": (1 - signal).sqrt(),
+        "log_one_minus_alphas_cumprod": (1 - signal).log(),
+        "sqrt_recip_alphas_cumprod": signal.rsqrt(),
+        "sqrt_recipm1_alphas_cumprod": (1 / signal - 1).sqrt(),
+    }
+
+
 def check_metadata(metadata: Mapping[str, str]) -> None:
     """Refuse metadata of a model, or of a LoRA for a model, that was trained in another way.
 
@@ -155,7 +159,7 @@ def _check_markers(tensors: Mapping[str, Tensor]) -> None:
 
 
 def _check_buffers(tensors: Mapping[str, Tensor]) -> None:
-    for name, expected in BUFFERS.items():
+    for name, expected in schedule_buffers().items():
         stored = tensors.get(name)
         if stored is not None and not _close(stored, expected):
             raise _otherwise(f"the noise schedule '{name}'", _range(stored))
@@ -191,11 +195,11 @@ def _same(given: object, expected: object) -> bool:
 
 def _is_the_schedule(betas: object) -> bool:
     if isinstance(betas, Tensor):
-        return _close(betas, BETAS)
+        return _close(betas, schedule_buffers()["betas"])
     numbers = betas if isinstance(betas, list | tuple) else []
     if len(numbers) != STEPS or not all(isinstance(beta, int | float) and abs(beta) < 1e9 for beta in numbers):
         return False
-    return _close(torch.tensor(numbers, dtype=torch.float64), BETAS)
+    return _close(torch.tensor(numbers, dtype=torch.float64, device="cpu"), schedule_buffers()["betas"])
 
 
 def _close(stored: Tensor, expected: Tensor) -> bool:

@@ -13,11 +13,13 @@ from safetensors.torch import save_file
 from featinv_fast.checkpoints import fuse_lora, load, load_base, replace_unet, save
 from featinv_fast.checkpoints import training as training_checks
 from featinv_fast.checkpoints.reader import HYPER_PARAMETERS, SCHEDULER, YAML, Raw
-from featinv_fast.checkpoints.training import BETAS, BUFFERS, check_training
+from featinv_fast.checkpoints.training import check_training, schedule_buffers
 from featinv_fast.errors import CheckpointCorruptError, CheckpointMismatchError
 from featinv_fast.samplers import lcm
 from featinv_fast.samplers.schedule import OFFICIAL_SCHEDULE
 
+BUFFERS = schedule_buffers()
+BETAS = BUFFERS["betas"]
 OTHERWISE = "trained in another way"
 ZERO_SNR = torch.cat([BUFFERS["alphas_cumprod"][:-1], torch.zeros(1, dtype=torch.float64)])
 
