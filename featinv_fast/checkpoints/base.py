@@ -26,6 +26,7 @@ from featinv_fast.checkpoints.wrappers import unwrapped
 from featinv_fast.checkpoints.writer import replacing, write_safetensors
 from featinv_fast.config import FeatureSpec, ModelConfig, SamplingConfig
 from featinv_fast.errors import CheckpointMismatchError, CheckpointNotFoundError
+from featinv_kernels.torch_state import neutral_torch_state
 
 # Ours, and where each layout keeps them.
 PARTS = ("denoiser.unet.", "autoencoder.")
@@ -63,6 +64,7 @@ class BaseModel:
     path: Path
 
 
+@neutral_torch_state()
 def load_base(path: str | os.PathLike[str]) -> BaseModel:
     """Load a base model: a file in the official (LDM) layout or ours, or a folder in the diffusers layout.
 

@@ -14,11 +14,13 @@ from featinv_fast.checkpoints.reader import Raw, read_file
 from featinv_fast.checkpoints.recipe import Recipe
 from featinv_fast.checkpoints.training import check_training
 from featinv_fast.checkpoints.wrappers import unwrapped
+from featinv_kernels.torch_state import neutral_torch_state
 
 UNET = "denoiser.unet."
 GUIDANCE = "unet.time_embedding.cond_proj.weight"
 
 
+@neutral_torch_state()
 def replace_unet(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Checkpoint:
     """A checkpoint with the U-Net of `path` in place of its own.
 

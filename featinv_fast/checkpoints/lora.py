@@ -26,6 +26,7 @@ from featinv_fast.checkpoints.training import check_metadata
 from featinv_fast.checkpoints.values import check_finite
 from featinv_fast.checkpoints.wrappers import unwrapped
 from featinv_fast.errors import ArgumentError, CheckpointError
+from featinv_kernels.torch_state import neutral_torch_state
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ STEMS = ("adapter_model", "pytorch_lora_weights")
 SUFFIXES = (".safetensors", ".bin")
 
 
+@neutral_torch_state()
 def fuse_lora(
     checkpoint: Checkpoint, path: str | os.PathLike[str], *, scale: float = 1.0, alpha: float | str | None = None
 ) -> Checkpoint:

@@ -16,6 +16,7 @@ from featinv_fast.checkpoints.values import check_finite
 from featinv_fast.checkpoints.writer import refuse_existing, replacing, write_json, write_safetensors
 from featinv_fast.checks import refuse_inputs
 from featinv_fast.errors import ArgumentError
+from featinv_kernels.torch_state import neutral_torch_state
 
 FOLDER_LAYOUT = "diffusers"
 
@@ -47,6 +48,7 @@ def convert(
     return save(checkpoint, destination, to, force=force)
 
 
+@neutral_torch_state()
 def save(checkpoint: Checkpoint, path: str | os.PathLike[str], layout: str = "featinv", *, force: bool = False) -> Path:
     """Write `checkpoint` with its metadata; see `convert` for arguments and errors."""
     path = _destination(path, layout)

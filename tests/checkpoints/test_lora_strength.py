@@ -311,6 +311,18 @@ def test_a_folder_without_an_adapter_is_refused(tiny, tmp_path):
         fuse_lora(tiny, tmp_path)
 
 
+def test_nothing_that_a_caller_has_set_in_torch_reaches_the_sum(tiny, tmp_path):
+    folder = write_adapter(tmp_path)
+    expected = fuse_lora(tiny, folder).tensors[QUERY]
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            fused = fuse_lora(tiny, folder)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(fused.tensors[QUERY], expected)
+
+
 TEXT_LAYER = "encoder.layers.0.self_attn.q_proj"
 
 
