@@ -32,7 +32,7 @@ _WITH_ALPHA = {"RGBA": "RGBA", "RGBa": "RGBA", "LA": "LA", "La": "LA", "PA": "PA
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF
 _ORIENTATION = 274  # of EXIF
-_BAND = 256  # rows scaled at once, so that no whole image is held in wide integers
+_BAND = 256  # rows scaled or composed at once, so that no whole image is held in wide integers or copied
 # A picture whose sides differ more is cut before it is resized: resized whole, 1 x 10,000 pixels would take gigabytes.
 _LONGEST = 64
 
@@ -86,7 +86,7 @@ def to_rgb(image: Image.Image, reading: ImageReading = AS_STORED, *, name: str =
     if mode in _SIXTEEN_BITS or (mode == "I" and image.format in ("PNG", "PPM")):
         return _from_sixteen_bits(image, reading)
     if mode in _WITH_ALPHA or (mode in _CONVERTED and image.has_transparency_data):
-        return _composed(image.convert(_WITH_ALPHA.get(mode)).convert("RGBA"), reading)
+        return _composed(image, reading)
     if mode in _CONVERTED:
         return image.convert("RGB")
     raise ArgumentError(
@@ -126,12 +126,17 @@ def center_crop(
 
 
 def _composed(image: Image.Image, reading: ImageReading) -> Image.Image:
-    """RGBA over the background."""
+    """An image with transparency over the background, a band at a time: no second copy of it is held."""
     from PIL import Image
 
-    canvas = Image.new("RGBA", image.size, (*reading.background, 255))
-    canvas.alpha_composite(image)
-    return canvas.convert("RGB")
+    rgb = Image.new("RGB", image.size)
+    for top in range(0, image.height, _BAND):
+        box = (0, top, image.width, min(top + _BAND, image.height))
+        band = image.crop(box).convert(_WITH_ALPHA.get(image.mode)).convert("RGBA")
+        canvas = Image.new("RGBA", band.size, (*reading.background, 255))
+        canvas.alpha_composite(band)
+        rgb.paste(canvas.convert("RGB"), box)
+    return rgb
 
 
 def _from_sixteen_bits(image: Image.Image, reading: ImageReading) -> Image.Image:
@@ -151,7 +156,7 @@ def _from_sixteen_bits(image: Image.Image, reading: ImageReading) -> Image.Image
     transparent = image.info.get("transparency")
     if transparent is not None:
         result.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
-        return _composed(result.convert("RGBA"), reading)
+        return _composed(result, reading)
     return result.convert("RGB")
 
 

@@ -86,6 +86,15 @@ def test_half_transparent_pixels_are_mixed(tmp_path):
     assert read_image(tmp_path / "a.png", ImageReading(background=(0, 0, 0))).getpixel((0, 0)) == (0, 50, 100)
 
 
+def test_tall_pictures_are_composed_without_a_seam():
+    values = np.random.default_rng(2).integers(0, 256, (600, 3, 4), dtype=np.uint8)
+    image = Image.fromarray(values)
+    whole = Image.new("RGBA", image.size, (10, 20, 30, 255))
+    whole.alpha_composite(image)
+    seen = to_rgb(image, ImageReading(background=(10, 20, 30)))
+    assert np.array_equal(np.asarray(seen), np.asarray(whole)[:, :, :3])
+
+
 @pytest.mark.parametrize("mode", ["P", "RGB", "L", "1", "I;16"])
 def test_a_transparent_colour_shows_the_background(tmp_path, mode):
     if mode == "I;16":
