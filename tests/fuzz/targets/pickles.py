@@ -93,7 +93,7 @@ def _make_odd(random: Random, tensors: dict[str, Any]) -> None:
         name = random.choice(list(tensors))
         try:
             tensors[name] = random.choice(oddities)(tensors[name])
-        except (TypeError, AttributeError, RuntimeError):
+        except (TypeError, ValueError, AttributeError, RuntimeError):
             tensors[name] = None  # the second change of an odd one
 
 
