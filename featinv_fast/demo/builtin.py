@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featinv_fast.config import FeatureSpec
+from featinv_fast.config import FeatureLayout, FeatureSpec
 from featinv_fast.errors import ArgumentError, EngineIntegrityError, InstallationError
 
 if TYPE_CHECKING:
@@ -77,7 +77,10 @@ def backbone_spec(layer: str = "final") -> FeatureSpec:
         channels=channels,
         height=edge,
         width=edge,
+        layout=FeatureLayout.NCHW,
         input_size=64,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
         weights_sha256=_weights_sha256(),
     )
 
