@@ -125,7 +125,7 @@ def test_shapes_that_no_tensor_has_are_refused(tmp_path, shape, end):
     rest = {"dtype": "U8", "shape": [16 - end], "data_offsets": [end, 16]}
     path.write_bytes(safetensors({"a": entry, "b": rest}))
     with pytest.raises(
-        CheckpointCorruptError, match="damaged: ('a'|the header is not JSON .* an integer of 25 digits)"
+        CheckpointCorruptError, match=r"damaged: ('a'|the header is not JSON .* an integer of 25 digits)"
     ):
         read_file(path)
 
