@@ -36,6 +36,7 @@ from featinv_fast.features import small_backbones
 from featinv_fast.models import FeatInv
 
 sys.path.insert(0, str(Path(__file__).parent / "tools"))  # for separate_packages
+sys.path.insert(0, str(Path(__file__).parent / "cuda_double"))  # for the fixtures that stand in for an NVIDIA GPU
 
 # Workers of xdist share the cores: threads beyond them would spin against each other and cost minutes.
 THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
@@ -353,3 +354,13 @@ def restage() -> Callable[..., Path]:
             return stage.finish(dataclasses.replace(opened.manifest, **changes))
 
     return make
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A `cuda_machine.Machine` in the place of torch's CUDA: memory, streams and graphs by CUDA's rules, on the CPU."""
+    from cuda_machine import Machine
+
+    made = Machine()
+    made.install(monkeypatch)
+    return made

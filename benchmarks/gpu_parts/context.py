@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from featinv_fast.backends.capture_thread import in_capture_thread
 from featinv_fast.backends.cuda_launch import capture
 from featinv_fast.commands.bench import append
 from featinv_fast.commands.measuring import environment, rounded, summary
@@ -148,16 +149,23 @@ class Context:
         return time.perf_counter() - start
 
     def repeated(self, call: Callable[[], object], calls: int = 1) -> Callable[[], object]:
-        """So many calls, on a GPU as one graph: what the kernels take without the launches' own time."""
+        """So many calls, on a GPU as one graph: what the kernels take without the launches' own time.
+
+        By algorithms that were timed, as in the graphs of the product.
+        """
         if self.device.type != "cuda":
             return lambda: [call() for _ in range(calls)]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # kernels are compiled and workspaces are made outside of the capture
-            for _ in range(2):
-                call()
-        torch.cuda.current_stream().wait_stream(stream)
-        return capture(lambda: [call() for _ in range(calls)], stream).replay
+        warming, stream, caller = torch.cuda.Stream(), torch.cuda.Stream(), torch.cuda.current_stream()
+
+        def record() -> torch.cuda.CUDAGraph:
+            warming.wait_stream(caller)
+            with torch.cuda.stream(warming):  # kernels are compiled and libraries prepared outside of the capture
+                for _ in range(2):
+                    call()
+            caller.wait_stream(warming)
+            return capture(lambda: [call() for _ in range(calls)], stream)
+
+        return in_capture_thread(record, stream.device).replay
 
     def wait(self) -> None:
         """Until the device has nothing left to do."""

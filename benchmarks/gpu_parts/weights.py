@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import platform
+from pathlib import Path
 
 import torch
 from gpu_parts.context import Context
@@ -63,8 +65,13 @@ def _manifest(context: Context, time_bias_size: int) -> Manifest:
 
 
 def engine(context: Context) -> EngineFolder:
-    """The engine folder."""
-    return open_engine(context.work / ENGINE)
+    """The engine folder, whose bytes are hashed once in a part."""
+    return _opened(context.work / ENGINE)
+
+
+@functools.cache
+def _opened(path: Path) -> EngineFolder:
+    return open_engine(path)
 
 
 def session(context: Context, folder: EngineFolder, precision: Precision) -> Session:

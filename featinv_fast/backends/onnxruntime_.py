@@ -22,6 +22,8 @@ from featinv_fast.engine.graphs import GraphSpec
 from featinv_fast.errors import BackendUnavailableError, EngineIntegrityError
 
 SUFFIX = ".onnx"
+# Graphs captured for one shape each. onnxruntime gives none back, so that what comes later is launched call by call.
+MOST_CAPTURES = 24
 
 logger = logging.getLogger(__name__)
 
@@ -90,11 +92,11 @@ class OnnxruntimeSession(Session):
             return self._replay(graph, given)
         return self._run_bound(graph, given)
 
-    def _run_bound(self, graph: str, given: Mapping[str, Tensor]) -> Tensor:
-        """Run on the memory of torch's own tensors."""
+    def _run_bound(self, graph: str, given: Mapping[str, Tensor], **entries: int) -> Tensor:
+        """Run on the memory of torch's own tensors; `entries` are options of the run."""
         output = self._empty_output(graph, given)
         with self._on_our_stream(*given.values(), output):
-            self._sessions[graph].run_with_iobinding(self._bind(graph, given, output), _run_options())
+            self._sessions[graph].run_with_iobinding(self._bind(graph, given, output), _run_options(**entries))
         return output
 
     def _replay(self, graph: str, given: Mapping[str, Tensor]) -> Tensor:
@@ -102,9 +104,11 @@ class OnnxruntimeSession(Session):
         key = (graph, *(tuple(x.shape) for x in given.values()))
         capture = self._captures.get(key)
         if capture is None:
+            if len(self._captures) == MOST_CAPTURES:
+                return self._run_bound(graph, given, gpu_graph_id=-1)  # neither captured nor replayed
             inputs = {name: torch.empty_like(x) for name, x in given.items()}
             fixed = self._empty_output(graph, given)
-            # onnxruntime captures a graph when it first runs one of this number.
+            # onnxruntime captures a graph when it first runs one of this number, which no other buffers ever get.
             options = _run_options(gpu_graph_id=len(self._captures) + 1)
             capture = self._captures[key] = Capture(inputs, fixed, self._bind(graph, inputs, fixed), options)
         output = torch.empty_like(capture.output)
@@ -117,7 +121,7 @@ class OnnxruntimeSession(Session):
 
     def _empty_output(self, graph: str, given: Mapping[str, Tensor]) -> Tensor:
         shape = self._specs[graph].output_shape({name: tuple(x.shape) for name, x in given.items()})
-        return torch.empty(shape, device=self.device)
+        return torch.empty(shape, dtype=torch.float32, device=self.device)
 
     def _bind(self, graph: str, inputs: Mapping[str, Tensor], output: Tensor) -> Any:
         binding = self._sessions[graph].io_binding()

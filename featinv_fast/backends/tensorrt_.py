@@ -7,6 +7,7 @@ GPU.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -118,6 +119,19 @@ class TensorrtSession(Session):
         return engine
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Buffers:
+    """What a context is bound to, and what a graph of its work belongs to: one set of shapes and the memory for them.
+
+    Attributes:
+        shapes: of the inputs.
+        tensors: inputs and output by name.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    tensors: dict[str, Tensor]
+
+
 class Execution:
     """A plan in one thread: its execution context, buffers and stream.
 
@@ -138,25 +152,25 @@ class Execution:
         if self._context is None:
             raise failure(FeatInvError, f"TensorRT cannot run {info.file_name}", messages)
         self._launch = CudaLauncher(device)
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._buffers: dict[str, Tensor] = {}
+        self._buffers: Buffers | None = None
 
     def run(self, inputs: Sequence[Tensor]) -> Tensor:
         """Run the plan; see `Session.run`. A batch below the profile's smallest is filled up with zeros."""
         tensors = dict(zip(self._spec.input_names, inputs, strict=True))
         given = {name: tuple(x.shape) for name, x in tensors.items()}
-        self._spec.output_shape(given)  # raises ArgumentError where the shapes do not fit
+        count = self._spec.output_shape(given)[0]  # raises ArgumentError where the shapes do not fit
         profile, shapes = self._padded(given)
-        if shapes != self._shapes:
-            self._prepare(profile, shapes)
-        for name, x in tensors.items():
-            buffer = self._buffers[name]
-            if given[name] != shapes[name]:
-                buffer = buffer[: len(x)]
-            buffer.copy_(x)
-        self._launch(tuple(sorted(shapes.items())), self._enqueue)
-        output = self._buffers[self._spec.output.name]
-        return output[: self._spec.output_shape(given)[0]].clone()
+        with self._launch.ordered():
+            buffers = self._bound(profile, shapes)
+            for name, x in tensors.items():
+                buffer = buffers.tensors[name]
+                if given[name] != shapes[name]:
+                    buffer = buffer[: len(x)]
+                buffer.copy_(x)
+            self._launch(buffers, self._enqueue)
+            output = buffers.tensors[self._spec.output.name][:count].clone()
+        output.record_stream(torch.cuda.current_stream(self._device))
+        return output
 
     def _padded(self, given: Mapping[str, tuple[int, ...]]) -> tuple[int, dict[str, tuple[int, ...]]]:
         """Number of the profile that serves these shapes, and the shapes it is run at."""
@@ -166,23 +180,29 @@ class Execution:
         profile, batch = choose_profile(self._info.profiles, given[batched[0]][0])
         return profile, {name: (batch, *shape[1:]) if name in batched else shape for name, shape in given.items()}
 
-    def _prepare(self, profile: int, shapes: dict[str, tuple[int, ...]]) -> None:
-        """Buffers of these shapes, known to the context."""
-        self._shapes = {}  # an exception below must not leave a half-prepared context for a ready one
+    def _bound(self, profile: int, shapes: dict[str, tuple[int, ...]]) -> Buffers:
+        """The buffers of these shapes, known to the context. Others, and their graph, are gone before anything else."""
+        if self._buffers is not None and self._buffers.shapes == shapes:
+            return self._buffers
+        self._buffers = None
+        self._launch.forget()
         output = self._spec.output
         context = self._context
         if context.active_optimization_profile != profile:
             self._require(context.set_optimization_profile_async(profile, self._launch.handle))
             self._launch.synchronize()
         all_shapes = shapes | {output.name: self._spec.output_shape(shapes)}
-        self._buffers = {name: torch.zeros(shape, device=self._device) for name, shape in all_shapes.items()}
+        tensors = {
+            name: torch.zeros(shape, dtype=torch.float32, device=self._device) for name, shape in all_shapes.items()
+        }
         for name, shape in shapes.items():
             self._require(context.set_input_shape(name, shape))
-        for name, buffer in self._buffers.items():
+        for name, buffer in tensors.items():
             self._require(context.set_tensor_address(name, buffer.data_ptr()))
         self._require(not context.infer_shapes())
         self._require(tuple(context.get_tensor_shape(output.name)) == all_shapes[output.name])
-        self._shapes = shapes
+        self._buffers = Buffers(shapes, tensors)
+        return self._buffers
 
     def _enqueue(self, stream: int) -> None:
         self._require(self._context.execute_async_v3(stream))

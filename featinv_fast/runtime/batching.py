@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -25,11 +26,13 @@ Compute = Callable[[Sequence[int]], Sequence[int]]
 
 
 class Executor:
-    """A session, and how many rows at once it has been found to bear.
+    """A session, the one that repairs its overflows, and how many rows at once each has been found to bear.
+
+    The repair session is loaded at the first overflow and kept: maps that overflow come together, and loading takes
+    seconds and no less memory each time. It is given back where memory runs out, before batches are halved.
 
     Attributes:
         session: the engine, loaded.
-        fitting_batch: most rows at once; shrinks where memory runs out.
         lock: hold it while computing: a session serves one thread at a time.
 
     Raises:
@@ -40,10 +43,17 @@ class Executor:
     def __init__(self, request: Request, backend: str) -> None:
         with _exhaustion_explained("the engine does not fit into memory", request.device):
             self.session = load(request, backend)
-        self.fitting_batch = request.engine.manifest.max_batch
         self._request = request
+        self._repair: Session | None = None
+        # By session: how much fits beside one says nothing of the other.
+        self._fitting: weakref.WeakKeyDictionary[Session, int] = weakref.WeakKeyDictionary()
         self.lock = threading.RLock()
         self._process = os.getpid()
+
+    @property
+    def fitting_batch(self) -> int:
+        """Most rows at once in `session`; shrinks where memory runs out."""
+        return self._fits(self.session)
 
     @property
     def usual_batch(self) -> int:
@@ -78,14 +88,10 @@ class Executor:
         Raises:
             OutOfMemoryError: not even one row fits.
         """
-        overflowed = self._compute(rows, size, self.session, begin)
+        overflowed = self._compute(rows, size, self.session, begin, give_back=self._give_back_repair)
         if overflowed and self.session.precision is not Precision.FP32:
             logger.warning("%d rows overflowed in %s: again in fp32", len(overflowed), self.session.precision)
-            with _exhaustion_explained("the engine does not fit into memory once more in fp32", self.session.device):
-                # Compiling takes minutes, which these rows alone are not worth.
-                request = dataclasses.replace(self._request, precision=Precision.FP32, compiled=False)
-                session = load(request, "torch")
-            overflowed = self._compute(overflowed, size, session, begin)
+            overflowed = self._compute(overflowed, size, self._repair_session(), begin)
         return {
             row: NumericalError(
                 "gave NaN or infinite values in fp32",
@@ -98,22 +104,48 @@ class Executor:
             for row in overflowed
         }
 
+    def _repair_session(self) -> Session:
+        if self._repair is None:
+            with _exhaustion_explained("the engine does not fit into memory once more in fp32", self.session.device):
+                # Compiling takes minutes, which these rows alone are not worth.
+                request = dataclasses.replace(self._request, precision=Precision.FP32, compiled=False)
+                self._repair = load(request, "torch")
+        return self._repair
+
+    def _give_back_repair(self) -> bool:
+        there, self._repair = self._repair is not None, None
+        return there
+
+    def _fits(self, session: Session) -> int:
+        return self._fitting.get(session, self._request.engine.manifest.max_batch)
+
     def _compute(
-        self, rows: Sequence[int], size: int, session: Session, begin: Callable[[Session], Compute]
+        self,
+        rows: Sequence[int],
+        size: int,
+        session: Session,
+        begin: Callable[[Session], Compute],
+        give_back: Callable[[], bool] = lambda: False,
     ) -> list[int]:
         if not rows:
             return []
         with _exhaustion_explained("a graph of the engine does not fit into memory", session.device):
             compute = begin(session)
         overflowed: list[int] = []
-        size = min(size, self.fitting_batch)
-        fitting = run_in_batches(rows, size, session.device, lambda batch: overflowed.extend(compute(batch)))
+        size = min(size, self._fits(session))
+        fitting = run_in_batches(rows, size, session.device, lambda batch: overflowed.extend(compute(batch)), give_back)
         if fitting < size:
-            self.fitting_batch = fitting
+            self._fitting[session] = fitting
         return overflowed
 
 
-def run_in_batches(rows: Sequence[int], size: int, device: torch.device, work: Callable[[Sequence[int]], None]) -> int:
+def run_in_batches(
+    rows: Sequence[int],
+    size: int,
+    device: torch.device,
+    work: Callable[[Sequence[int]], None],
+    give_back: Callable[[], bool] = lambda: False,
+) -> int:
     """Call `work` on consecutive batches of `rows`, halving them whenever memory runs out.
 
     Args:
@@ -121,6 +153,7 @@ def run_in_batches(rows: Sequence[int], size: int, device: torch.device, work: C
         size: largest batch to begin with.
         device: where the memory is, for messages.
         work: must leave no trace when it runs out of memory.
+        give_back: frees what can be done without, and says whether there was anything: the batch is then tried again.
 
     Returns:
         The batch size that fitted, to begin with next time.
@@ -136,14 +169,16 @@ def run_in_batches(rows: Sequence[int], size: int, device: torch.device, work: C
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            if len(batch) == 1:
+            freed = give_back()
+            if len(batch) == 1 and not freed:
                 raise _explained("not even one image fits into memory", device, error) from error
         else:
             done += len(batch)
             continue
         # Only here, where the exception is gone, are the tensors gone that its traceback kept alive.
-        size = len(batch) // 2
-        logger.warning("out of memory with %d images at once; going on with %d", len(batch), size)
+        if not freed:
+            size = len(batch) // 2
+            logger.warning("out of memory with %d images at once; going on with %d", len(batch), size)
         if device.type == "cuda":
             torch.cuda.empty_cache()
     return size

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import enum
 import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from featinv_fast.backends import Session, is_out_of_memory
-from featinv_fast.backends.cuda_launch import algorithms_timed
+from featinv_fast.backends.capture_thread import in_capture_thread
 from featinv_fast.errors import BackendUnavailableError
+from featinv_fast.runtime.graph_cache import GraphCache
 from featinv_fast.runtime.sampling import Plan, sample, start_noise
 from featinv_fast.runtime.steps_graph import StepsGraph
 
@@ -63,7 +64,7 @@ class Loop:
 
 
 class GraphLoop(Loop):
-    """The same by CUDA graphs, which are captured when a bucket first needs them.
+    """The same by CUDA graphs, which are captured when a bucket first needs them; `GraphCache` says how many are kept.
 
     Args:
         session: an engine whose work can be captured.
@@ -81,9 +82,9 @@ class GraphLoop(Loop):
         self.reasons = [] if mode is CudaGraphs.OFF else session.capture_problems()
         if self.reasons and mode is not CudaGraphs.AUTO:
             raise self._refusal(self.reasons)
-        self._graphs: dict[Hashable, StepsGraph] = {}
+        self._graphs = GraphCache()
+        self._warming: Any = None
         self._stream: Any = None
-        self._pool: Any = None
 
     def __call__(
         self,
@@ -101,8 +102,9 @@ class GraphLoop(Loop):
             BackendUnavailableError: graphs were asked for by name, and the work cannot be captured.
         """
         if self.mode is not CudaGraphs.OFF and not self.reasons:
-            # Graphs are launched, and events recorded, on the current device.
-            with torch.cuda.device(self.session.device):
+            # Graphs are launched, and events recorded, on the current device. Their tensors are written outside of
+            # inference mode too, unless all of it is inside.
+            with torch.cuda.device(self.session.device), torch.inference_mode():
                 whole = self.mode is CudaGraphs.LOOP
                 # Captured before anything is drawn from the generators: a fallback finds them untouched.
                 steps = self._graph(plan, condition, latents, len(plan.table) if whole else 1, decode=decode and whole)
@@ -117,7 +119,7 @@ class GraphLoop(Loop):
     def info(self) -> dict[str, Any]:
         """What runs, as plain data: "mode", the "captured" graphs, and the "reasons" why there are none."""
         mode = CudaGraphs.OFF if self.reasons else CudaGraphs.STEP if self.mode is CudaGraphs.AUTO else self.mode
-        captured = [{"batch": g.batch, "steps": g.count, "decoder": g.decode} for g in self._graphs.values()]
+        captured = [{"batch": g.batch, "steps": g.count, "decoder": g.decode} for g in self._graphs]
         return {"mode": str(mode), "captured": captured, "reasons": self.reasons}
 
     def _graph(self, plan: Plan, condition: Tensor, latents: Tensor, count: int, *, decode: bool) -> StepsGraph | None:
@@ -128,24 +130,27 @@ class GraphLoop(Loop):
         batch = bucket(len(latents), self.largest)
         # Of the plan, only the number of branches is frozen in a graph.
         key = (batch, count, decode, len(plan.control_scales) if count else 0)
-        if key not in self._graphs:
-            if self._stream is None:
-                self._stream = torch.cuda.Stream(self.session.device)  # type: ignore[no-untyped-call]
-                self._pool = torch.cuda.graph_pool_handle()
-            try:
-                graph = StepsGraph(self.session, plan, condition, latents, batch, count, decode=decode)
-                with algorithms_timed():
-                    graph.warm_up(self._stream)
-                    problem = _capture_problem(graph, self._stream, self._pool)
-            except Exception as error:
-                if is_out_of_memory(error):
-                    self._graphs.clear()
-                raise
-            if problem is not None:
-                self._refuse(problem)
-                return None
-            self._graphs[key] = graph
-        return self._graphs[key]
+        graph = self._graphs.get(key)
+        if graph is not None:
+            return graph
+        self._graphs.make_room(count + decode)
+        if self._stream is None:
+            self._warming = torch.cuda.Stream(self.session.device)  # type: ignore[no-untyped-call]
+            self._stream = torch.cuda.Stream(self.session.device)  # type: ignore[no-untyped-call]
+        caller = torch.cuda.current_stream()
+        try:
+            graph = made = StepsGraph(self.session, plan, condition, latents, batch, count, decode=decode)
+            in_capture_thread(lambda: made.warm_up(self._warming, caller), self._stream.device)
+            problem = _capture_problem(made, self._stream, self._graphs.pool)
+        except Exception as error:
+            if is_out_of_memory(error):
+                self._graphs.clear()
+            raise
+        if problem is not None:
+            self._refuse(problem)
+            return None
+        self._graphs.put(key, graph)
+        return graph
 
     def _refuse(self, error: Exception) -> None:
         reasons = [f"a capture failed: {str(error).partition(chr(10))[0]}"]
@@ -212,7 +217,7 @@ def bucket(count: int, largest: int) -> int:
 def _capture_problem(graph: StepsGraph, stream: Any, pool: Any) -> Exception | None:
     """Capture; what stands in the way where it is not memory, which is raised."""
     try:
-        graph.capture(stream, pool)
+        in_capture_thread(lambda: graph.capture(stream, pool), stream.device)
     except RuntimeError as error:
         # What a failed capture says at its end may hide what made it fail.
         cause = error.__context__ if isinstance(error.__context__, Exception) else error

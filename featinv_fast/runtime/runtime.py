@@ -41,7 +41,8 @@ class Runtime:
             of `featinv_fast.demo.backbone()` in few steps.
         backend: "torch", "onnxruntime", "tensorrt", "aoti", or "auto" for the best that runs here.
         device: "cpu", "cuda", "cuda:N", or "auto" for the first NVIDIA GPU, else the CPU.
-        precision: "fp32", "fp16", "bf16", or "auto" for the engine's own.
+        precision: "fp32", "fp16", "bf16", or "auto" for the engine's own. Rows that overflow are computed again by a
+            second copy of the engine in fp32, which is loaded when it is first needed and kept until memory runs out.
         threads: CPU threads of one operation; `None` leaves the choice to the backend's library.
         trust_engine: run native code of the engine (TensorRT plans, AOTInductor packages) that was not built here.
         kernels: what the layers of the torch backend call. "auto": fused operations on an NVIDIA GPU, plain layers on a
@@ -49,7 +50,8 @@ class Runtime:
             operations by that provider and no other.
         cuda_graphs: how the loop is launched on an NVIDIA GPU by the torch backend. "step": one CUDA graph for a step
             and one for the decoder; "loop": one for all steps and the decoder, during which Ctrl-C has to wait; "off":
-            every operation on its own; "auto": as "step", or as "off" where that cannot be, which `info` explains.
+            every operation on its own; "auto": as "step", or as "off" where that cannot be, which `info` explains. At
+            most 128 steps and decoders stay captured, those used last.
         compiled: let the torch backend compile what runs in every step, and the decoder, by `torch.compile`. Takes a
             C++ compiler, and minutes for a model of full size when a batch first has one item, and when it first has
             more. `kernels` says what the layers are before that.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,6 +14,8 @@ from featinv_fast.config import ModelConfig
 from featinv_fast.samplers import StepTable, branches
 from featinv_kernels import sampler_step
 
+# Triton compiles a kernel once more for addresses that are not multiples of so many bytes, and cannot within a capture.
+ALIGNMENT = 16
 # Guess mode weakens the residuals towards the finest level (ControlNet, arXiv 2302.05543, public code).
 GUESS_DECAY = 0.825
 
@@ -23,8 +26,8 @@ class Plan:
 
     Attributes:
         table: the sampler's steps.
-        time_bias: [S, T], a row for each step.
-        coefficients: [S, 6], of the table.
+        time_bias: [S, T], a row for each step; see `aligned_rows`.
+        coefficients: [S, 6], of the table; likewise.
         control_scales: [2, 13] or, for one branch, [1, 13].
         guidance_scale: [] for two branches; None for one.
     """
@@ -56,8 +59,8 @@ def make_plan(
     passes = branches(config, guidance_scale)
     return Plan(
         table=table,
-        time_bias=session.run("time_embedding", *step_inputs),
-        coefficients=torch.tensor(table.coefficients, dtype=torch.float32, device=session.device),
+        time_bias=aligned_rows(session.run("time_embedding", *step_inputs)),
+        coefficients=aligned_rows(torch.tensor(table.coefficients, dtype=torch.float32, device=session.device)),
         control_scales=control_scales(
             config.control_count,
             branches=passes,
@@ -67,6 +70,17 @@ def make_plan(
         ).to(session.device),
         guidance_scale=None if passes == 1 else torch.tensor(guidance_scale, device=session.device),
     )
+
+
+def aligned_rows(values: Tensor) -> Tensor:
+    """The same values [S, ...] with each row contiguous and at a multiple of `ALIGNMENT` bytes: one kernel serves all.
+
+    Rows of a sampler's six coefficients, one behind the other, would be 24 bytes apart.
+    """
+    size = math.prod(values.shape[1:])
+    unit = ALIGNMENT // values.element_size()
+    rows = values.new_empty(len(values), -(-size // unit) * unit)[:, :size]
+    return rows.view(values.shape).copy_(values)
 
 
 def control_scales(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from featinv_fast.backends import Session
 from featinv_fast.backends.cuda_launch import capture
-from featinv_fast.runtime.sampling import Plan, denoise
+from featinv_fast.runtime.sampling import Plan, aligned_rows, denoise
 
 
 class StepsGraph:
@@ -24,6 +24,7 @@ class StepsGraph:
         decode: whether the decoder follows.
 
     Attributes:
+        size: steps and decoders.
         latents: [batch, 4, h, w], where the work begins and what it ends with.
         image: [batch, 3, 8h, 8w] where the decoder follows and the work was warmed up.
     """
@@ -32,28 +33,36 @@ class StepsGraph:
         self, session: Session, plan: Plan, condition: Tensor, latents: Tensor, batch: int, count: int, *, decode: bool
     ) -> None:
         self.batch, self.count, self.decode = batch, count, decode
+        self.size = count + decode
         self.image: Tensor | None = None
         self._session = session
-        self.latents = torch.zeros((batch, *latents.shape[1:]), device=session.device)
+        self.latents = torch.zeros((batch, *latents.shape[1:]), dtype=torch.float32, device=session.device)
         # Noise and history are always there, multiplied by zero where a sampler has none: one graph serves them all.
         self._history = torch.zeros_like(self.latents)
-        self._noise = self.latents.new_zeros(count, *self.latents.shape)
+        self._noise = aligned_rows(self.latents.new_zeros(count, *self.latents.shape))
         self._condition = None
         if count:
             shape = (batch, *condition.shape[1:])
             self._condition = condition.new_zeros(shape).contiguous(memory_format=torch.channels_last)
         self._plan = dataclasses.replace(
             plan,
-            time_bias=plan.time_bias.new_zeros(count, *plan.time_bias.shape[1:]),
-            coefficients=plan.coefficients.new_zeros(count, *plan.coefficients.shape[1:]),
+            time_bias=aligned_rows(plan.time_bias.new_zeros(count, *plan.time_bias.shape[1:])),
+            coefficients=aligned_rows(plan.coefficients.new_zeros(count, *plan.coefficients.shape[1:])),
             control_scales=torch.zeros_like(plan.control_scales),
             guidance_scale=None if plan.guidance_scale is None else torch.zeros_like(plan.guidance_scale),
         )
         self._captured: Any = None
 
-    def warm_up(self, stream: Any) -> None:
-        """Run a step and the decoder once on blank items, so that libraries and kernels are ready to be captured."""
-        caller = torch.cuda.current_stream(self._session.device)
+    def warm_up(self, stream: Any, caller: Any) -> None:
+        """Run a step and the decoder once on blank items, so that libraries and kernels are ready to be captured.
+
+        Every step of the graph launches what the first one does: the rows of its tables are aligned alike.
+
+        Args:
+            stream: to run on; not the one to capture on. What cuBLAS writes to meanwhile belongs to a stream, and torch
+                frees it with any graph that was captured there: it has to be memory of the graphs' own pool.
+            caller: the stream on which the tensors were made.
+        """
         stream.wait_stream(caller)
         with torch.cuda.stream(stream):
             self._work(min(self.count, 1))

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import torch
 
-from featinv_fast.backends import Request, load, provider_problems
+from featinv_fast.backends import Request, load, onnxruntime_, provider_problems
 from featinv_fast.backends.onnxruntime_ import OnnxruntimeBackend, OnnxruntimeSession
 from featinv_fast.backends.onnxruntime_providers import LOOP_GRAPHS, Variant, misplaced, provider_chain
 from featinv_fast.config import Precision
@@ -186,3 +186,36 @@ def test_a_gpu_computes_what_the_cpu_computes(engine, session, specs, relative_n
             given = inputs_of(specs[graph], batch, seed=batch)
             output = gpu.run(graph, *(x.cuda() for x in given.values()))
             assert relative_norm(output.cpu(), session.run(graph, *given.values())) <= 1e-3  # TF32
+
+
+def test_captured_graphs_are_bounded_and_keep_their_own_memory(monkeypatch):
+    """onnxruntime gives no graph back, and replays each on the addresses that it was captured with."""
+    runs: list[tuple[int, tuple[int, ...]]] = []
+
+    class Binding:
+        def __init__(self) -> None:
+            self.addresses: list[int] = []
+            self.bind_input = self.bind_output = lambda *arguments: self.addresses.append(arguments[-1])
+
+    class Loaded:
+        io_binding = Binding
+
+        def run_with_iobinding(self, binding: Binding, options: dict[str, int]) -> None:
+            runs.append((options["gpu_graph_id"], tuple(binding.addresses)))
+
+    spec = types.SimpleNamespace(input_names=("latents",), output=types.SimpleNamespace(name="eps"))
+    session = OnnxruntimeSession(
+        {}, {"denoiser": spec}, device=CUDA, precision=Precision.FP32, variant=Variant.CUDA_GRAPHS
+    )
+    session._sessions["denoiser"] = Loaded()
+    monkeypatch.setattr(onnxruntime_, "_run_options", lambda **entries: entries)
+    monkeypatch.setattr(session, "_empty_output", lambda _, given: torch.empty_like(given["latents"]))
+    most = onnxruntime_.MOST_CAPTURES
+    for _ in range(2):
+        for batch in range(1, most + 3):
+            session.run("denoiser", torch.zeros(batch, 4))
+    first, second = runs[: most + 2], runs[most + 2 :]
+    assert [number for number, _ in first] == [*range(1, most + 1), -1, -1]
+    assert first[:most] == second[:most]  # the same numbers on the same memory
+    assert len({address for _, addresses in first[:most] for address in addresses}) == 2 * most
+    assert [number for number, _ in second[most:]] == [-1, -1]

@@ -46,6 +46,12 @@ class Watched(Session):
 
 
 @pytest.fixture
+def watched() -> type[Watched]:
+    """The class of sessions that tell of their calls."""
+    return Watched
+
+
+@pytest.fixture
 def watch() -> Callable[..., None]:
     """`watch(runtime, before)`: put a `Watched` session in place of the runtime's own."""
 

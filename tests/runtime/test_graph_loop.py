@@ -1,22 +1,22 @@
-"""The loop as CUDA graphs, on a double of torch's graphs that records operations on the CPU and repeats them."""
+"""The loop as CUDA graphs, on a double that keeps CUDA's rules on the CPU: it records operations and repeats them."""
 
 from __future__ import annotations
 
-import contextlib
-from unittest import mock
+import concurrent.futures
+import signal
+import weakref
 
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from featinv_fast import InversionInterrupted, Runtime
-from featinv_fast.backends import Session
+from featinv_fast.backends import Session, capture_thread
 from featinv_fast.backends.torch_ import TorchSession
 from featinv_fast.config import Precision
 from featinv_fast.errors import ArgumentError, BackendUnavailableError
 from featinv_fast.runtime.graph_loop import CudaGraphs, GraphLoop, bucket
+from featinv_fast.runtime.sampling import aligned_rows
 from featinv_kernels import ProviderUnavailableError
 
 # A padded batch is summed in another order.
@@ -30,67 +30,11 @@ RUNS = {
 }
 
 
-class Recorder(TorchDispatchMode):
-    """Notes every operation with its very tensors."""
-
-    def __init__(self, calls: list) -> None:
-        super().__init__()
-        self.calls = calls
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        output = function(*args, **(kwargs or {}))
-        self.calls.append((function, args, kwargs or {}, output))
-        return output
-
-
-class DoubleGraph:
-    """Operations on tensors that stay where they are, as a CUDA graph has them."""
-
-    def __init__(self, record: mock.Mock) -> None:
-        self.calls: list = []
-        self.record = record
-
-    def replay(self) -> None:
-        self.record.replay(self)
-        with torch.inference_mode():
-            for function, args, kwargs, output in self.calls:
-                again = function(*args, **kwargs)
-                for old, new in zip(tree_leaves(output), tree_leaves(again), strict=True):
-                    if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
-                        old.copy_(new)
-
-
 @pytest.fixture
-def cuda(monkeypatch):
-    """Torch's CUDA functions on the CPU; the mock notes `capture` and `replay`, and raises what `fail` is set to."""
-    record = mock.Mock()
-    record.fail = None
-
-    @contextlib.contextmanager
-    def capture(graph, *, pool, stream, capture_error_mode):
-        assert pool == "pool"
-        assert capture_error_mode == "thread_local"
-        record.capture(graph)
-        with Recorder(graph.calls):
-            yield
-        if record.fail is not None:
-            raise record.fail
-        # Nothing has run yet: what the graph writes is unknown.
-        for function, args, _, _ in graph.calls:
-            if function is torch.ops.aten.copy_.default:
-                args[0].fill_(float("nan"))
-
-    stream = mock.create_autospec(torch.cuda.Stream, instance=True)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda _: stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "Event", lambda: record.event)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: DoubleGraph(record))
-    monkeypatch.setattr(torch.cuda, "graph", capture)
+def cuda(machine, monkeypatch):
+    """The machine, for the torch backend on a CPU."""
     monkeypatch.setattr(TorchSession, "capture_problems", lambda _: [])
-    return record
+    return machine
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +140,6 @@ def test_where_a_capture_fails_auto_goes_on_without_and_says_why(graphed, cuda, 
 
 def test_two_streams_are_part_of_a_graph(cuda, tiny_engine, plain, tiny_maps, monkeypatch):
     monkeypatch.setattr("featinv_fast.backends.torch_.stream_problems", lambda _: [])
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     runtime = Runtime(tiny_engine, backend="torch", threads=1, cuda_graphs="step", two_streams=True)
     options = {**RUNS["guided"], "output_type": "float", "seed": 3}
     assert close(runtime.invert(tiny_maps[:2], **options), plain.invert(tiny_maps[:2], **options))
@@ -225,6 +168,121 @@ def test_algorithms_are_timed_before_and_in_a_capture_alone(graphed, cuda, tiny_
     denoiser = [(captures, timed) for graph, captures, timed in seen if graph == "denoiser"]
     assert denoiser == [(0, True), (1, True), *([(1, users)] * 2 if outcome == "refused" else [])]
     assert all(timed is users for graph, _, timed in seen if graph in ("condition_encoder", "time_embedding"))
+
+
+@pytest.fixture
+def algorithms(cuda, monkeypatch):
+    """Which algorithms cuDNN's convolutions run by: timed ones or not."""
+    from cudnn_algorithms import Algorithms
+
+    made = Algorithms()
+    made.install(monkeypatch)
+    # As in a new process: what this thread and the one of captures ran before is forgotten.
+    monkeypatch.setattr(
+        capture_thread, "_thread", concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="captures")
+    )
+    yield made
+    capture_thread._thread.shutdown()
+
+
+def test_graphs_have_timed_algorithms_though_their_shapes_ran_before(graphed, algorithms, plain, tiny_maps):
+    plain.invert(tiny_maps[:2], steps=2)  # torch keeps what it chose untimed, for this thread
+    assert not algorithms.timings
+    for mode in ("step", "loop", "step"):  # of several engines in one process
+        graphed(mode).invert(tiny_maps[:2], steps=2)
+        assert algorithms.captured
+        assert all(timed for _, timed in algorithms.captured)
+    assert len(algorithms.timings) == len(set(algorithms.timings))  # each of them once
+    known = len(algorithms.timings)
+    plain.invert(tiny_maps[:5], steps=1)  # without graphs, shapes that come and go are not worth a timing
+    assert len(algorithms.timings) == known
+
+
+@pytest.fixture
+def kernels(cuda, monkeypatch):
+    """Triton's kernels where they are not compiled: what is not loaded cannot be loaded within a capture."""
+    from triton_launches import LoadedKernels
+
+    made = LoadedKernels()
+    made.install(monkeypatch)
+    return made
+
+
+@pytest.mark.parametrize(("run", "mode"), [("history", "step"), ("guided", "loop"), (NOISE, "loop")])
+def test_every_kernel_of_a_graph_was_loaded_before_its_capture(kernels, tiny_engine, plain, tiny_maps, run, mode):
+    # The layers call operations, which launch here what Triton's would.
+    runtime = Runtime(tiny_engine, backend="torch", threads=1, kernels="reference", cuda_graphs=mode)
+    options = {**RUNS[run], "output_type": "float", "seed": 3}
+    assert close(runtime.invert(tiny_maps[:2], **options), plain.invert(tiny_maps[:2], **options))
+    assert {"sampler_step_kernel", "geglu_kernel", "attention_kernel"} <= {name for name, *_ in kernels.loaded}
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (3, 7), (4, 2, 3, 5, 1), (2, 4), (0, 6), (1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_rows_begin_where_one_kernel_serves_all(shape, dtype):
+    values = torch.arange(torch.Size(shape).numel()).reshape(shape).to(dtype)
+    rows = aligned_rows(values)
+    assert torch.equal(rows, values)
+    assert all(row.data_ptr() % 16 == 0 and row.is_contiguous() for row in rows)
+
+
+def test_graphs_are_bounded_and_those_not_used_for_longest_go_with_their_memory(graphed, cuda, plain, tiny_maps):
+    runtime = graphed("step")
+    graphs = runtime._loop._graphs
+    graphs.largest = 4
+    owned = {}
+
+    def invert(count: int) -> None:
+        options = {"steps": 2, "seed": count, "output_type": "float"}
+        assert close(runtime.invert(tiny_maps[:count], **options), plain.invert(tiny_maps[:count], **options))
+        owned.setdefault(count, [weakref.ref(graph.latents) for graph in graphs if graph.batch == count])
+
+    for count in (1, 2, 1, 3):
+        invert(count)
+    assert {graph.batch for graph in graphs} == {1, 3}
+    assert [len(graphs) for graphs in owned.values()] == [2, 2, 2]
+    assert not any(tensor() for tensor in owned[2])
+    assert all(tensor() is not None for tensor in (*owned[1], *owned[3]))
+    assert sum(cuda.pools.values()) == 4  # CUDA's own graphs went too
+    captures = cuda.capture.call_count
+    invert(1)
+    assert cuda.capture.call_count == captures
+    invert(2)  # in the place of 3
+    assert {graph.batch for graph in graphs} == {1, 2}
+
+
+def test_a_loop_beyond_the_bound_is_the_only_graph(graphed, cuda, tiny_maps):
+    runtime = graphed("loop")
+    runtime._loop._graphs.largest = 6
+    for steps in (2, 4, 5, 2, 8):
+        assert runtime.invert(tiny_maps[:1], steps=steps).ok.all()
+    # A step and the decoder each count; eight steps fit beside nothing.
+    assert runtime.info["cuda_graphs"]["captured"] == [{"batch": 1, "steps": 8, "decoder": True}]
+    assert sum(cuda.pools.values()) == 1
+
+
+def test_memory_that_graphs_gave_back_is_not_asked_for_again(graphed, cuda, tiny_maps):
+    """Torch's allocator refuses a pool that no graph holds any more."""
+    runtime = graphed("step")
+    runtime._loop._graphs.largest = 1
+    for _ in range(2):
+        assert runtime.invert(tiny_maps[:2], steps=2).ok.all()
+    assert sum(cuda.pools.values()) == 1
+
+
+def test_a12_ctrl_c_in_a_capture_is_heard_when_it_is_done(graphed, cuda, plain, tiny_maps):
+    runtime = graphed("step")
+
+    def interrupt(_: int) -> None:
+        signal.raise_signal(signal.SIGINT)  # to the main thread, which waits
+
+    cuda.capture.side_effect = interrupt
+    with pytest.raises(InversionInterrupted):
+        runtime.invert(tiny_maps[:2], steps=2)
+    assert (cuda.capture.call_count, cuda.captures_underway) == (1, [])
+    cuda.capture.side_effect = None
+    given = runtime.invert(tiny_maps[:2], steps=2, output_type="float")
+    assert close(given, plain.invert(tiny_maps[:2], steps=2, output_type="float"))
 
 
 @pytest.mark.parametrize("mode", ["step", "loop"])

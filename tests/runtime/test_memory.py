@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from featinv_fast import Runtime
 from featinv_fast.errors import OutOfMemoryError
+from featinv_fast.runtime import batching
 from featinv_fast.runtime.batching import run_in_batches
 
 CPU = torch.device("cpu")
@@ -154,6 +156,69 @@ def test_a8_no_memory_to_repair_an_overflow(tiny_engine, tiny_maps, monkeypatch)
     with pytest.raises(OutOfMemoryError, match="once more in fp32") as caught:
         runtime.invert(maps, errors="return")
     assert caught.value.finished.ok.tolist() == [True, False, True]
+
+
+@pytest.fixture
+def repaired(tiny_engine, watch, watched, monkeypatch):
+    """A runtime in fp16, the batches of its denoiser, and those of each fp32 session, which bears so many rows."""
+
+    def make(rows: int) -> tuple[Runtime, list[int], list[list[int]]]:
+        runtime = Runtime(tiny_engine, backend="torch", precision="fp16", threads=1)
+        batches: list[int] = []
+        repairs: list[list[int]] = []
+        watch(runtime, lambda graph, inputs: batches.append(len(inputs[0])) if graph == "denoiser_unguided" else None)
+        load = batching.load
+
+        def load_watched(*arguments):
+            own: list[int] = []
+            repairs.append(own)
+
+            def before(graph, inputs):
+                if graph == "denoiser_unguided":
+                    own.append(len(inputs[0]))
+                    if len(inputs[0]) > rows:
+                        raise ERRORS["torch"]
+
+            return watched(load(*arguments), before)
+
+        monkeypatch.setattr(batching, "load", load_watched)
+        return runtime, batches, repairs
+
+    return make
+
+
+def test_a8_what_fits_in_fp32_says_nothing_of_half_precision(repaired, tiny_maps):
+    runtime, batches, repairs = repaired(1)
+    before = runtime.info["max_batch"]
+    options = {"steps": 1, "guidance_scale": 1.0}
+    for _ in range(2):
+        inversion = runtime.invert(tiny_maps * 1e5, **options)
+        assert inversion.flags.recomputed == tuple(range(7))
+        assert inversion.flags.batch_size == runtime._executor.usual_batch
+    assert batches == [7, 7]
+    assert runtime.info["max_batch"] == before
+    # One fp32 session for both calls, which remembers what fits.
+    assert repairs == [[7, 3, *[1] * 7, *[1] * 7]]
+
+
+def test_a8_the_fp32_session_is_given_back_before_batches_are_halved(repaired, watch, tiny_maps):
+    runtime, _, repairs = repaired(7)
+    options = {"steps": 1, "guidance_scale": 1.0}
+    runtime.invert(tiny_maps * 1e5, **options)
+    session = weakref.ref(runtime._executor._repair)
+    batches = []
+
+    def before(graph, inputs):
+        if graph == "denoiser_unguided":
+            batches.append(len(inputs[0]))
+            if session() is not None:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+    watch(runtime, before)
+    assert runtime.invert(tiny_maps, **options).ok.all()
+    assert batches == [7, 7]
+    assert runtime.invert(tiny_maps[:1] * 1e5, **options).flags.recomputed == (0,)
+    assert len(repairs) == 2
 
 
 def test_a8_a_graph_that_does_not_fit(limited, tiny_maps):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ import simulation as simulated
 
 from featinv_export import exporter, from_onnx, refit
 from featinv_export.tensorrt_ import plans
+from featinv_export.tensorrt_.options import PlanOptions
 from featinv_fast.backends import tensorrt_, tensorrt_plan
-from featinv_fast.engine.trust import CACHE_VARIABLE
+from featinv_fast.engine import EngineFolder, open_engine
+from featinv_fast.engine.trust import CACHE_VARIABLE, note_built_here
 
 REASON = bindings.missing()
 
@@ -44,9 +48,11 @@ def description(release: str, stubs: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def simulation(description: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> simulated.Simulation:
-    """A machine with TensorRT and a GPU. Device memory is the CPU's."""
-    made = simulated.Simulation(description)
+def simulation(
+    description: dict[str, Any], machine: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> simulated.Simulation:
+    """A machine with TensorRT and a GPU. Device memory is the CPU's, by a GPU's rules."""
+    made = simulated.Simulation(description, machine)
     monkeypatch.setitem(sys.modules, "tensorrt", made.recorder.module)
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     properties = type("Properties", (), {"name": simulated.GPU, "major": 9, "minor": 0})
@@ -56,6 +62,35 @@ def simulation(description: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(tensorrt_plan, "is_gpu", lambda _: True)
     for module in (plans, exporter, from_onnx, refit):
         monkeypatch.setattr(module, "GPU", torch.device("cpu"))
-    monkeypatch.setattr(tensorrt_, "CudaLauncher", simulated.Launcher)
     monkeypatch.setattr(tensorrt_, "on_gpu", lambda _: contextlib.nullcontext())
     return made
+
+
+@pytest.fixture(scope="session")
+def planned(release: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Engines with plans by the options they were built with: the same for every test of a release."""
+    return {"": tmp_path_factory.mktemp(f"planned-{release}")}
+
+
+@pytest.fixture
+def make_plans(
+    simulation: simulated.Simulation,
+    tiny_engine: Path,
+    tmp_path: Path,
+    planned: dict[str, Path],
+    restage: Callable[..., Path],
+) -> Callable[..., EngineFolder]:
+    """`make_plans(**options)`: an engine with plans that counts as built here. Each test gets a copy."""
+
+    def make(**options: Any) -> EngineFolder:
+        wanted = PlanOptions(**{"max_batch": 8} | options)
+        if str(wanted) not in planned:
+            folder = restage(tiny_engine, planned[""] / f"{len(planned)}.engine")
+            planned[str(wanted)] = from_onnx.add_plans(folder, wanted)
+        engine = open_engine(shutil.copytree(planned[str(wanted)], tmp_path / "planned.engine"))
+        note_built_here(engine.manifest.files[plan.file_name].sha256 for plan in engine.manifest.plans)
+        simulation.contexts.clear()
+        simulation.recorder.calls.clear()
+        return engine
+
+    return make

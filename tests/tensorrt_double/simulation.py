@@ -1,7 +1,7 @@
 """What TensorRT does with the calls that the double records: networks of real graphs, plans, and their execution.
 
-A simulated plan is JSON and, unless it is stripped, the graph with its weights; onnxruntime computes it, on "device"
-memory that is the CPU's. What TensorRT refuses, by its documentation, is refused here.
+A simulated plan is JSON and, unless it is stripped, the graph with its weights; onnxruntime computes it when its launch
+runs, on the memory of the double's machine. What TensorRT refuses, by its documentation, is refused here.
 """
 
 # Methods are named after what they play, `Class__method`, and take the arguments of its signature.
@@ -10,9 +10,7 @@ memory that is the CPU's. What TensorRT refuses, by its documentation, is refuse
 from __future__ import annotations
 
 import base64
-import ctypes
 import json
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,9 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from cuda_machine import Machine
 from double import Recorder
 
-STREAM = 4711
 GPU = "Simulated H100"
 
 
@@ -31,17 +29,20 @@ class Simulation:
 
     Args:
         description: of the bindings.
+        machine: the GPU.
 
     Attributes:
         recorder: the calls, and the module to import.
-        failures: "parse", "build", "deserialize", "context" or "execute" -> what TensorRT says when it fails there.
+        failures: "parse", "build", "deserialize", "context", "profile", "shape", "address", "infer" or "execute" ->
+            what TensorRT says when it fails there.
         builds: names of the graphs that were built.
         phases: (name, parent, steps) that the builder reports.
         contexts: the execution contexts that were made.
         changed: changes a graph's output, for plans that compute something else.
     """
 
-    def __init__(self, description: Mapping[str, Any]) -> None:
+    def __init__(self, description: Mapping[str, Any], machine: Machine) -> None:
+        self.machine = machine
         plays = {name.replace("__", ".", 1): getattr(self, name) for name in dir(self) if "__" in name.strip("_")}
         self.failures: dict[str, str] = {}
         self.builds: list[str] = []
@@ -273,10 +274,14 @@ class Simulation:
     def IExecutionContext__set_optimization_profile_async(
         self, this: Any, profile_index: int, stream_handle: int
     ) -> bool:
+        if self._fails("profile"):
+            return False
         this.__dict__.update(profile=profile_index, shapes={})
         return 0 <= profile_index < len(this.owner.plan["profiles"])
 
     def IExecutionContext__set_input_shape(self, this: Any, name: str, shape: Any) -> bool:
+        if self._fails("shape"):
+            return False
         declared = this.owner.plan["shapes"][name]
         ranges = this.owner.plan["profiles"][this.profile].get(name)
         this.shapes[name] = tuple(shape)
@@ -286,10 +291,14 @@ class Simulation:
         return all(a <= size <= b for a, size, b in zip(lowest, shape, highest, strict=True))
 
     def IExecutionContext__set_tensor_address(self, this: Any, name: str, memory: int) -> bool:
+        if self._fails("address"):
+            return False
         this.addresses[name] = memory
         return name in this.owner.plan["shapes"]
 
     def IExecutionContext__infer_shapes(self, this: Any) -> list[str]:
+        if self._fails("infer"):
+            return list(this.owner.plan["inputs"])
         return [name for name in this.owner.plan["inputs"] if name not in this.shapes]
 
     def IExecutionContext__get_tensor_shape(self, this: Any, name: str) -> Any:
@@ -303,16 +312,22 @@ class Simulation:
         return tuple(sizes.get(axis, axis) for axis in declared[name])
 
     def IExecutionContext__execute_async_v3(self, this: Any, stream_handle: int) -> bool:
-        assert stream_handle == STREAM, "not on our stream"
         if self._fails("execute"):
             return False
         assert this.owner.session is not None, "a stripped plan that was not refitted"
         assert set(this.addresses) == set(this.owner.plan["shapes"]), "a tensor without memory"
-        inputs = {name: view(this.addresses[name], this.shapes[name]) for name in this.owner.plan["inputs"]}
-        (name,) = set(this.addresses) - set(inputs)
-        (output,) = this.owner.session.run(None, inputs)
+        # A launch has the addresses and shapes of now for good; what these addresses hold is read when it runs.
+        addresses, shapes, owner = dict(this.addresses), dict(this.shapes), this.owner
+        (name,) = set(addresses) - set(owner.plan["inputs"])
         shape = self.IExecutionContext__get_tensor_shape(this, name)
-        view(this.addresses[name], shape)[...] = self.changed(output)
+        view = self.machine.memory.view
+
+        def run() -> None:
+            inputs = {name: view(addresses[name], shapes[name]) for name in owner.plan["inputs"]}
+            (output,) = owner.session.run(None, inputs)
+            view(addresses[name], shape)[...] = self.changed(output)
+
+        self.machine.launch(stream_handle, run)
         return True
 
 
@@ -340,23 +355,3 @@ def session(graph: bytes) -> onnxruntime.InferenceSession:
 def dims(value: onnx.ValueInfoProto) -> list[int | str]:
     """The shape of a graph's input or output; a string is a dynamic size."""
     return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
-
-
-def view(address: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Float32 memory at an address."""
-    buffer = (ctypes.c_float * math.prod(shape)).from_address(address)
-    return np.frombuffer(buffer, np.float32).reshape(shape)
-
-
-class Launcher:
-    """In place of `CudaLauncher`: the same calls, without a GPU."""
-
-    def __init__(self, device: object) -> None:
-        self.handle = STREAM
-        self.synchronized = 0
-
-    def __call__(self, key: object, enqueue: Callable[[int], None]) -> None:
-        enqueue(self.handle)
-
-    def synchronize(self) -> None:
-        self.synchronized += 1
