@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from featinv_fast.checks import require_input
-from featinv_fast.errors import ArgumentError, FeatInvError
+from featinv_fast.errors import ArgumentError, FeatInvError, UnreadableFileError
 from featinv_fast.features import numpy_files
 
 FEATURE_SUFFIXES = (".npy", ".npz", ".safetensors")
@@ -27,7 +27,9 @@ def load_features(path: str | Path) -> np.ndarray | torch.Tensor:
             of which one is called "features".
 
     Raises:
-        ArgumentError: no such file, another suffix, a damaged file, pickled objects, or no single array to choose.
+        InputNotFoundError: there is no such file.
+        ArgumentError: another suffix.
+        UnreadableFileError: a damaged file, pickled objects, or no single array to choose.
     """
     path = require_input(path, "file")
     readers: dict[str, Callable[[Path], np.ndarray | torch.Tensor]] = {
@@ -79,7 +81,7 @@ def _chosen_key(keys: list[str], path: Path) -> str:
         return _KEY
     if len(keys) == 1:
         return keys[0]
-    raise ArgumentError(
+    raise UnreadableFileError(
         "it is unclear which array holds the features",
         given=f"{path} with {sorted(keys)[:10] or 'no arrays'}",
         expected=f'one array, or one called "{_KEY}"',
@@ -87,8 +89,8 @@ def _chosen_key(keys: list[str], path: Path) -> str:
     )
 
 
-def _unreadable(path: Path, reason: str) -> ArgumentError:
-    return ArgumentError(
+def _unreadable(path: Path, reason: str) -> UnreadableFileError:
+    return UnreadableFileError(
         "this feature file cannot be read",
         given=f"{path}: {reason}",
         expected="a whole file of floating-point numbers; pickled objects are never loaded",

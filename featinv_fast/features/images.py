@@ -20,7 +20,7 @@ import numpy as np
 
 from featinv_fast.checks import require_input
 from featinv_fast.config import AS_STORED, ImageReading
-from featinv_fast.errors import ArgumentError, ArgumentTypeError, FeatInvError
+from featinv_fast.errors import ArgumentError, ArgumentTypeError, FeatInvError, UnreadableFileError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -41,8 +41,10 @@ def read_image(path: str | Path, reading: ImageReading = AS_STORED) -> Image.Ima
     """An image file as RGB.
 
     Raises:
-        ArgumentError: no such file, not a whole image, several images, more pixels than Pillow reads without danger
-            (`PIL.Image.MAX_IMAGE_PIXELS`, twice), or a mode without a fixed range.
+        InputNotFoundError: there is no such file.
+        UnreadableFileError: not a whole image, several images, or more pixels than Pillow reads without danger
+            (`PIL.Image.MAX_IMAGE_PIXELS`, twice).
+        ArgumentError: no pixels, or a mode without a fixed range.
     """
     from PIL import Image
 
@@ -50,7 +52,7 @@ def read_image(path: str | Path, reading: ImageReading = AS_STORED) -> Image.Ima
     try:
         with Image.open(path, formats=_FORMATS) as image:
             if image.format != "MPO" and getattr(image, "is_animated", False):
-                raise ArgumentError(
+                raise UnreadableFileError(
                     "this file holds several images",
                     given=f"{path}: {getattr(image, 'n_frames', 'several')}",
                     expected="one image in each file",
@@ -61,7 +63,7 @@ def read_image(path: str | Path, reading: ImageReading = AS_STORED) -> Image.Ima
     except FeatInvError:
         raise
     except Exception as error:  # Pillow's readers show damage in any exception
-        raise ArgumentError(
+        raise UnreadableFileError(
             "this image cannot be read",
             given=f"{path}: {str(error) or type(error).__name__}",
             expected="a whole image",

@@ -49,7 +49,9 @@ def test_views_that_share_bytes_may_not_claim_more_than_twice_the_file(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "view", [lambda t: t.t(), lambda t: t[::2], lambda t: t[:, 1:], lambda t: t[:0].expand(0, 20)], ids=str
+    "view",
+    [lambda t: t.t(), lambda t: t[::2], lambda t: t[:, 1:], lambda t: t[:0].expand(0, 20)],
+    ids=["transposed", "every second row", "columns", "empty"],
 )
 def test_other_views_are_read(tmp_path, view):
     tensor = view(torch.arange(60.0).reshape(3, 20))

@@ -228,6 +228,17 @@ def test_no_source_is_wrong_usage(featinv, tiny_engine, tmp_path):
             InvertOptions(out=tmp_path, sampling={}, **sources)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("cut.npy", b"\x93NUMPY\x01"), ("empty.npz", b""), ("x.safetensors", b"x")]
+)
+def test_a_damaged_file_is_a_failure_not_wrong_usage(featinv, tiny_engine, tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    answer = featinv("invert", "--features", tmp_path / name, "--out", tmp_path / "out", "--engine", tiny_engine)
+    assert (answer.code, answer.out) == (1, "")
+    assert "this feature file cannot be read" in answer.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_earlier_run_is_not_overwritten(featinv, feature_file, tiny_engine, tmp_path):
     arguments = ("invert", "--features", feature_file("maps.npy"), "--out", tmp_path / "out", *FAST)
     assert featinv(*arguments, "--engine", tiny_engine).code == 0
