@@ -26,7 +26,7 @@ def choice(name: str, value: Any, allowed: Iterable[Option]) -> Option:
     near = did_you_mean(value, options)
     raise ArgumentError(
         f"{name} is not one of its values",
-        given=repr(value),
+        given=_shown(value),
         expected=", ".join(options),
         remedy=f"name one{f'; did you mean {near}?' if near else ''}",
     )
@@ -71,7 +71,10 @@ def finite(name: str, value: Any) -> float:
         number = math.inf
     except (TypeError, ValueError):
         raise ArgumentTypeError(
-            f"{name} is not a number", given=repr(value), expected="a finite number", remedy="pass a float"
+            f"{name} is not a number",
+            given=_shown(value),
+            expected="a finite number",
+            remedy="pass a float",
         ) from None
     if not math.isfinite(number):
         raise ArgumentError(f"{name} is not finite", given=number, expected="a finite number", remedy="choose one")
@@ -90,5 +93,10 @@ def integer(name: str, value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise ArgumentTypeError(
-            f"{name} is not an integer", given=repr(value), expected="an integer", remedy="pass an int"
+            f"{name} is not an integer", given=_shown(value), expected="an integer", remedy="pass an int"
         ) from None
+
+
+def _shown(value: Any) -> Any:
+    """Text in quotation marks, anything else as it is: a message can say integers of any length, `repr` cannot."""
+    return repr(value) if isinstance(value, str) else value

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from featinv_fast.checks import require_matplotlib
-from featinv_fast.commands.identity import stated_path, stated_weights
+from featinv_fast.commands.identity import require_weights, stated_path, stated_weights
 from featinv_fast.config import AS_STORED, ImageReading, to_dict
 from featinv_fast.errors import ArgumentError, OutputExistsError
 from featinv_fast.jobs.ledger import differences, read_job
@@ -67,6 +67,7 @@ class EvaluateOptions:
     force: bool = False
 
     def __post_init__(self) -> None:
+        require_weights(self.backbone_weights)
         if not self.force:
             self._refuse_another()
         if self.limit is not None and self.limit < 1:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featinv_fast.checks import require_input
 from featinv_fast.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -38,6 +39,16 @@ def stated_path(path: Path | None) -> str | None:
 def stated_weights(weights: str | None) -> str | None:
     """Weights of a backbone, likewise: a path, or "random:SEED"."""
     return weights if weights is None or weights.startswith("random:") else stated_path(Path(weights))
+
+
+def require_weights(weights: str | None) -> None:
+    """Weights of a backbone that are there, before anything is loaded.
+
+    Raises:
+        InputNotFoundError: a path of no file.
+    """
+    if weights is not None and not weights.startswith("random:"):
+        require_input(weights, "file")
 
 
 def inputs_below(folder: Path, paths: list[Path], out: Path) -> list[Path]:

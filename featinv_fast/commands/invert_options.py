@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from featinv_fast.commands.identity import stated_path, stated_weights
+from featinv_fast.commands.identity import require_weights, stated_path, stated_weights
 from featinv_fast.config import AS_STORED, ImageReading, to_dict
 from featinv_fast.errors import ArgumentError, OutputExistsError
 from featinv_fast.jobs.ledger import LEDGER, differences, read_job
@@ -54,6 +54,7 @@ class InvertOptions:
             raise ArgumentError(
                 "name one source of feature maps", given="none or two", expected="--images DIR or --features FILE"
             )
+        require_weights(self.backbone_weights)
         if self.force:
             return
         earlier, _ = read_job(self.out)

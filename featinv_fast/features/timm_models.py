@@ -15,6 +15,7 @@ from featinv_fast.errors import (
     CheckpointCorruptError,
     CheckpointError,
     CheckpointMismatchError,
+    CheckpointNotFoundError,
     CheckpointUnsafeError,
     MissingPackageError,
 )
@@ -194,7 +195,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise CheckpointError(
+        raise CheckpointNotFoundError(
             "there is no such file of backbone weights",
             given=path,
             expected="a file in timm's layout, .safetensors or of torch.save",

@@ -8,6 +8,11 @@ from featinv_fast.checks import choice, count, did_you_mean
 from featinv_fast.errors import ArgumentError, ArgumentTypeError
 
 
+def test_an_integer_of_thousands_of_digits_is_refused_like_any_other_value():
+    with pytest.raises(ArgumentError, match="thousands of digits"):
+        choice("sampler", 10**5000, ("ddim", "lcm"))
+
+
 def test_the_nearest_value_is_offered():
     with pytest.raises(ArgumentError, match="did you mean ddim"):
         choice("sampler", "dimm", ("ddim", "lcm"))

@@ -138,6 +138,8 @@ FAULTS = [
     Fault(EXPORT + " --steps 0", 2, "at least 1"),
     Fault(EXPORT + " --lora-scale 2", 2, "--lora FILE"),
     Fault(EXPORT + " --max-batch 0", 2, "1 <= optimal <= largest"),
+    Fault("featinv invert --images {images} --out {new} --backbone-weights {new}.pth", 2, "no such file"),
+    Fault("featinv eval --images {images} --out {new} --backbone-weights {new}.pth", 2, "no such file"),
     # Options without effect.
     Fault("featinv invert --engine {engine} --images {images} --out {new} --layout nhwc", 2, "leave out --layout"),
     Fault(INVERT + " --backbone convnext_base --backbone-weights w.pth", 2, "leave out --backbone, --backbone-weights"),
