@@ -357,10 +357,11 @@ def restage() -> Callable[..., Path]:
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A `cuda_machine.Machine` in the place of torch's CUDA: memory, streams and graphs by CUDA's rules, on the CPU."""
     from cuda_machine import Machine
 
     made = Machine()
     made.install(monkeypatch)
-    return made
+    yield made
+    made.close()

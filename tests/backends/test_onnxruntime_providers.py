@@ -9,6 +9,7 @@ from __future__ import annotations
 import types
 from typing import Any
 
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -88,12 +89,20 @@ def test_arithmetic_on_shapes_alone_may_run_on_the_cpu():
 
 
 class FakeSession:
-    """An InferenceSession that says which nodes run where."""
+    """An InferenceSession that has the file's inputs and outputs, and says which nodes run where."""
 
     conv_on = "CUDAExecutionProvider"
 
-    def __init__(self, _path: str, options: Any, providers: list[Any]) -> None:
+    def __init__(self, path: str, options: Any, providers: list[Any]) -> None:
         self.options, self.providers = options, providers
+        graph = onnx.load(path, load_external_data=False).graph
+        self.inputs, self.outputs = ([declared(value) for value in values] for values in (graph.input, graph.output))
+
+    def get_inputs(self) -> list[Any]:
+        return self.inputs
+
+    def get_outputs(self) -> list[Any]:
+        return self.outputs
 
     def get_providers(self) -> list[str]:
         return [name for name, _ in self.providers] + ["CPUExecutionProvider"]
@@ -106,6 +115,12 @@ class FakeSession:
             )
             for op, place in places.items()
         ]
+
+
+def declared(value: onnx.ValueInfoProto) -> Any:
+    """An input or output as onnxruntime describes it."""
+    sizes = [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
+    return types.SimpleNamespace(name=value.name, shape=sizes)
 
 
 @pytest.fixture

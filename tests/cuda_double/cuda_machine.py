@@ -95,8 +95,7 @@ class Graph:
         if machine.current_stream() is not stream:
             raise RuntimeError("Capture must end on the same stream it began on.")
         machine.log.append(f"end {stream.cuda_stream}")
-        self._mode.__exit__(None, None, None)
-        self._mode = None
+        self.stop_recording()
         if self.forks:
             self.spoil("capturing stream has unjoined work", now=False)
         for each in machine.streams:
@@ -112,6 +111,12 @@ class Graph:
         self._poison()
         for node in self.nodes:
             getattr(node, "poison", lambda: None)()
+
+    def stop_recording(self) -> None:
+        """Leave the mode that sees torch's operations."""
+        if self._mode is not None:
+            self._mode.__exit__(None, None, None)
+            self._mode = None
 
     def spoil(self, problem: str, *, now: bool = True) -> None:
         """The capture is invalid from here on, and its end will say so."""
@@ -208,6 +213,12 @@ class Machine:
         patch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
         patch.setattr(torch._C, "_cuda_endAllocateToPool", self.end_allocate_to_pool, raising=False)
         patch.setattr(torch._C, "_cuda_releasePool", self.release_pool, raising=False)
+
+    def close(self) -> None:
+        """End what a test that failed has left open in this thread."""
+        for stream in self.streams:
+            if stream.capture is not None:
+                stream.capture.stop_recording()
 
     def make_stream(self, _: object = None) -> Stream:
         """A new stream."""
