@@ -57,6 +57,8 @@ _CUDNN_SETTINGS = tuple(map(_precision, (_BACKENDS.cudnn, _BACKENDS.cudnn.conv, 
 # Kinds of device whose autocast a caller may have switched on.
 _AUTOCAST = ("cpu", "cuda")
 
+_CPU = torch.device("cpu")
+
 _lock = threading.Lock()
 _calls = 0
 _before: list[tuple[_Setting, Any]] = []
@@ -78,13 +80,14 @@ def neutral_torch_state(*, gradients: bool = False) -> Iterator[None]:
     """
     with (
         _neutral_process(),
-        torch.device("cpu"),
-        contextlib.ExitStack() as autocasts,
+        contextlib.ExitStack() as stack,
         torch.inference_mode(mode=False),
         torch.set_grad_enabled(gradients),
     ):
+        if torch.get_default_device() != _CPU:  # costs microseconds in each of torch's calls
+            stack.enter_context(_CPU)
         for kind in _AUTOCAST:
-            autocasts.enter_context(torch.autocast(kind, enabled=False))
+            stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 
 

@@ -138,6 +138,11 @@ def test_another_thread_count_changes_the_order_of_sums_alone(invert, backend, e
     assert (difference > 0).mean() <= 1e-3
 
 
+def test_nothing_stands_between_torch_and_its_operations_where_nothing_is_set():
+    with neutral_torch_state():
+        assert torch.overrides._get_current_function_mode_stack() == []
+
+
 def test_the_last_of_several_threads_gives_back_what_the_first_changed():
     inside, leave = threading.Event(), threading.Event()
 
