@@ -379,8 +379,13 @@ def test_a_cache_that_cannot_be_written_costs_no_build(simulation, engine, monke
 
 
 @pytest.mark.parametrize("command", [["--ckpt", "x.safetensors"], ["--from-onnx", "x.engine"]])
-def test_c6_without_tensorrt_nothing_is_begun(monkeypatch, tmp_path, capsys, command):
+def test_c6_without_tensorrt_nothing_is_begun(monkeypatch, tiny_engine, tmp_path, capsys, command):
     monkeypatch.chdir(tmp_path)
+    given = Path(command[1])
+    if given.suffix == ".engine":
+        shutil.copytree(tiny_engine, given)
+    else:
+        shutil.copyfile(tiny_engine.parent / "tiny.safetensors", given)
     monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cli.main([*command, "--trt"]) == 1
@@ -388,7 +393,7 @@ def test_c6_without_tensorrt_nothing_is_begun(monkeypatch, tmp_path, capsys, com
     assert "TensorRT plans cannot be built on this machine" in error
     assert "tensorrt cannot be imported" in error
     assert "export with --onnx now, and run `featinv-export --from-onnx x.engine --trt` later" in error
-    assert list(tmp_path.iterdir()) == []
+    assert list(Path().iterdir()) == [given]
 
 
 def test_c6_an_old_tensorrt_is_refused(simulation, tmp_path):
@@ -437,12 +442,12 @@ def test_an_export_with_plans(simulation, tiny_engine, tmp_path, monkeypatch):
         (["--ckpt", "x", "--trt", "--workspace", "0"], "MiB"),
         (["--ckpt", "x", "--trt", "--profile", "1:2:4"], "largest batch"),
         (["--ckpt", "x", "--trt", "--profile", "1:2:64", "--min-batch", "2"], "twice"),
-        (["--from-onnx", "x", "--trt", "--min-batch", "9", "--max-batch", "8"], "cannot be built"),
+        (["--from-onnx", "ENGINE", "--trt", "--min-batch", "9", "--max-batch", "8"], "cannot be built"),
     ],
 )
-def test_plan_options_that_contradict_each_other_are_wrong_usage(monkeypatch, capsys, arguments, message):
+def test_plan_options_that_contradict_each_other_are_wrong_usage(monkeypatch, capsys, tiny_engine, arguments, message):
     monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
-    code = cli.main(arguments)
+    code = cli.main([str(tiny_engine) if argument == "ENGINE" else argument for argument in arguments])
     assert code == (1 if message == "cannot be built" else 2)
     assert message in capsys.readouterr().err
 
@@ -463,7 +468,9 @@ def test_wrong_usage(arguments, capsys):
     assert caught.value.code == 2
 
 
-def test_every_plan_option_reaches_the_builder(monkeypatch):
+def test_every_plan_option_reaches_the_builder(monkeypatch, tiny_engine, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_engine, "e")
     given: list[tuple[Path, PlanOptions]] = []
     monkeypatch.setattr(from_onnx, "add_plans", lambda folder, options, _: given.append((folder, options)) or folder)
     arguments = (
