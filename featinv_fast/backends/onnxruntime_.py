@@ -186,8 +186,8 @@ class OnnxruntimeSession(Session):
                 expected=f"a graph for onnxruntime {onnxruntime.__version__} or older with weights in its own folder",
                 remedy="export the engine again, or upgrade onnxruntime",
             ) from error
-        _require_declared(session, self._specs[graph], path)
         self.placements[graph] = self._placement(graph, session, [name for name, _ in wanted])
+        _require_declared(session, self._specs[graph], path)
         self._sessions[graph] = session
         return session
 
@@ -233,13 +233,24 @@ def _require_declared(session: Any, spec: GraphSpec, path: Path) -> None:
     """
     given = {value.name: list(value.shape) for value in (*session.get_inputs(), *session.get_outputs())}
     expected = {tensor.name: list(tensor.shape) for tensor in (*spec.inputs, spec.output)}
-    if given != expected:
+    wrong = [name for name in given | expected if not _admits(given.get(name), expected.get(name))]
+    if wrong:
         raise EngineIntegrityError(
             f"{path} is not the graph that the engine's manifest declares",
-            given={name: shape for name, shape in given.items() if expected.get(name) != shape},
-            expected={name: shape for name, shape in expected.items() if given.get(name) != shape},
+            given={name: given.get(name) for name in wrong},
+            expected={name: expected.get(name) for name in wrong},
             remedy="export the checkpoint again",
         )
+
+
+def _admits(shape: list[int | str] | None, declared: list[int | str] | None) -> bool:
+    """Whether a tensor of the graph takes the declared sizes; one of any size takes a certain one."""
+    if shape is None or declared is None or len(shape) != len(declared):
+        return False
+    return all(
+        size == wanted or (isinstance(size, str) and isinstance(wanted, int))
+        for size, wanted in zip(shape, declared, strict=True)
+    )
 
 
 def _run_options(**entries: int) -> Any:

@@ -225,7 +225,7 @@ class Runtime:
         )
         if raising and call.errors:
             raise next(iter(call.errors.values()))
-        check_statistics(maps, manifest.features, stacklevel=3)
+        check_statistics(maps, manifest.features, stacklevel=4)  # the decorator is a caller, too
 
         def begin(session: Session) -> Compute:
             plan = make_plan(

@@ -144,7 +144,8 @@ def test_c6_without_a_compiler_nothing_is_begun(device, monkeypatch, tmp_path):
 
 def test_c6_without_the_gpu_nothing_is_begun(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert cli.main(["--ckpt", str(tmp_path / "none.safetensors"), "--aoti", "cuda"]) == 1
+    (tmp_path / "empty.safetensors").touch()
+    assert cli.main(["--ckpt", str(tmp_path / "empty.safetensors"), "--aoti", "cuda"]) == 1
     error = capsys.readouterr().err
     assert "packages for the device cuda cannot be made here" in error
     assert "this build of torch has no CUDA" in error
@@ -165,7 +166,9 @@ def test_a_device_that_there_are_no_packages_for():
 @pytest.mark.parametrize(
     ("more", "device"), [([], None), (["--aoti"], "auto"), (["--aoti", "cpu"], "cpu"), (["--aoti", "cuda"], "cuda")]
 )
-def test_the_command_line(monkeypatch, more, device):
+def test_the_command_line(monkeypatch, tmp_path, more, device):
+    monkeypatch.chdir(tmp_path)
+    Path("c.ckpt").touch()
     given: list[ExportOptions] = []
     monkeypatch.setattr(exporter, "export", lambda options, *_: given.append(options) or Path("engine"))
     assert cli.main(["--ckpt", "c.ckpt", *more]) == 0

@@ -39,7 +39,10 @@ def test_done_with_json(checkpoint_file, tmp_path: Path, capsys):
     assert {row["graph"] for row in summary["parity"]} == set(open_engine(out).graph_specs())
 
 
-def test_every_option_reaches_the_export(monkeypatch, capsys):
+def test_every_option_reaches_the_export(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("c.ckpt", "t", "l", "u"):
+        Path(name).touch()
     given: list[ExportOptions] = []
     monkeypatch.setattr(exporter, "export", lambda options, *_: given.append(options) or Path("engine"))
     arguments = (
