@@ -94,8 +94,9 @@ def test_half_precision_weights_and_position_ids_are_read(model, state):
 
 
 def test_other_prompts_need_a_tokenizer(state):
-    with pytest.raises(TextError, match="--tokenizer") as caught:
+    with pytest.raises(TextError, match="needs a tokenizer") as caught:
         encode_prompt("a cat", state)
+    assert "--tokenizer" in caught.value.message(command_line=True)
     assert "which work without" in str(caught.value)
 
 

@@ -109,7 +109,8 @@ def test_what_fails_to_compile_is_an_error(tiny_engine, monkeypatch):
         with pytest.raises(BackendUnavailableError, match="cannot compile the graph decoder") as caught:
             runtime.decode(torch.zeros(2, 4, 8, 8))
         assert caught.value.reasons == {"torch": ["ValueError: no such instruction"]}
-        assert "--compiled" in caught.value.remedy
+        assert "leave out compiled" in caught.value.remedy
+        assert "leave out --compiled" in caught.value.message(command_line=True)
 
 
 def test_a8_memory_that_runs_out_while_compiling_is_that(tiny_engine, monkeypatch):

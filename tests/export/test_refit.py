@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from featinv_export import cli, exporter, onnx_graphs, parity
 from featinv_export.exporter import export
@@ -196,12 +196,21 @@ def test_c1_a_damaged_engine_is_not_refitted(engine, second):
 
 
 def test_a_weight_file_in_another_order_is_refused(engine, restage, second, tmp_path):
-    from safetensors.torch import load_file, save_file
-
     def reorder(folder: Path) -> None:
-        tensors = load_file(folder / "weights.safetensors")
-        name, tensor = next(iter(tensors.items()))
-        save_file({**tensors, name: torch.cat([tensor, tensor])}, folder / "weights.safetensors")
+        """The same tensors, the last one first."""
+        path = folder / "weights.safetensors"
+        content = path.read_bytes()
+        start = 8 + int.from_bytes(content[:8], "little")
+        header, data = json.loads(content[8:start]), content[start:]
+        reordered = {"__metadata__": header.pop("__metadata__")} if "__metadata__" in header else {}
+        values = b""
+        for name, entry in sorted(header.items(), key=lambda item: -item[1]["data_offsets"][0]):
+            first, last = entry["data_offsets"]
+            reordered[name] = entry | {"data_offsets": [len(values), len(values) + last - first]}
+            values += data[first:last]
+        text = json.dumps(reordered).encode()
+        text += b" " * (-len(text) % 8)
+        path.write_bytes(len(text).to_bytes(8, "little") + text + values)
 
     other = restage(engine, tmp_path / "reordered.engine", reorder)
     with pytest.raises(ExportError, match="another order"):
