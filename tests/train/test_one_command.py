@@ -16,7 +16,7 @@ from featinv_fast.checkpoints.ldm import LAYOUT
 from featinv_fast.checkpoints.recipe import Recipe
 from featinv_fast.cli.train import add_parser
 from featinv_fast.config import SamplingConfig
-from featinv_fast.errors import ConfigError
+from featinv_fast.errors import ArgumentError
 from featinv_fast.text import TRAINING_PROMPT, encode_prompt
 
 RECIPE = """
@@ -95,6 +95,6 @@ def test_values_may_be_replaced_and_bars_are_shown(folder, capsys):
 
 
 def test_each_command_has_its_recipes(folder):
-    with pytest.raises(ConfigError, match="another command") as caught:
+    with pytest.raises(ArgumentError, match="another command") as caught:
         command("distill", "--config", folder / "recipe.toml")
     assert "featinv train" in caught.value.expected
