@@ -14,10 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from featinv_fast.backends.aoti_ import CPU_TARGET, SUFFIX, AotiBackend, target_problems
-from featinv_fast.backends.base import Request
+from featinv_fast.backends.aoti_ import CPU_TARGET, SUFFIX, target_problems
 from featinv_fast.backends.compiler import compiler_problems, quiet_torch
-from featinv_fast.engine.folder import EngineFolder
 from featinv_fast.engine.graphs import GraphSpec
 from featinv_fast.errors import ExportError, MissingPackageError
 
@@ -69,15 +67,6 @@ def require_compiler(device: torch.device) -> None:
             remedy="apt-get install g++ (and pip install triton for a GPU), or leave out --aoti; running a finished "
             "package needs neither",
         )
-
-
-def runnable_packages(engine: EngineFolder) -> tuple[torch.device | None, list[str]]:
-    """The device that an engine's packages run on, or `None` and why they do not run here."""
-    if engine.manifest.aoti is None:
-        return None, ["the engine has no AOTInductor packages"]
-    device = torch.device(engine.manifest.aoti.device)
-    reasons = AotiBackend().not_supported_reasons(Request(engine=engine, device=device))
-    return (None if reasons else device), reasons
 
 
 def compile_graph(module: nn.Module, spec: GraphSpec, device: torch.device, path: Path) -> None:

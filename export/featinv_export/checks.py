@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from featinv_fast.errors import ExportError
 
-GRAPHS, PACKAGES, PLANS = "ONNX graphs", "AOTInductor packages", "TensorRT plans"
-
 
 def require_checkable(problems: Mapping[str, Sequence[str]], *, unchecked: bool) -> None:
     """Refuse to install what cannot be checked, unless that was asked for by name.
 
     Args:
-        problems: why each kind of file cannot be run here.
+        problems: why each kind of file cannot be run here; empty of one that can.
         unchecked: whether to install it all the same; the engine then says so.
 
     Raises:

@@ -13,6 +13,7 @@ from typing import Any
 
 from featinv_export.options import AOTI_DEVICES, ExportOptions
 from featinv_export.plan_arguments import add_plan_arguments, take_plan_options
+from featinv_export.progress import Progress
 from featinv_fast.checks import refuse_inputs, require_input
 from featinv_fast.checks.options import flag
 from featinv_fast.cli.program import Parser, run_program
@@ -34,8 +35,6 @@ USAGE_LINES = """featinv-export --ckpt PATH [--out DIR] [--onnx] [--aoti [DEVICE
        featinv-export --from-onnx DIR --trt [options]
        featinv-export --verify DIR | --inspect DIR [--json]"""
 EPILOG = "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated; nothing is installed but by 0."
-# See `featinv_export.exporter`, which takes a while to import.
-Progress = Callable[[str, int, int], None]
 # What `ArgumentParser.add_argument_group` returns; the class has no public name.
 Group = Any
 

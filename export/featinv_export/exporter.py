@@ -2,50 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
-import importlib
 import importlib.metadata
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
-import torch
-
-from featinv_export import parity, source
-from featinv_export.aoti_packages import require_compiler, write_packages
-from featinv_export.checks import GRAPHS, PACKAGES, require_checkable
-from featinv_export.model_card import model_card
+from featinv_export import parity, source, targets
+from featinv_export.checks import require_checkable
+from featinv_export.model_card import GRAPH_CONTENTS, model_card
 from featinv_export.options import ExportOptions
-from featinv_export.tensorrt_.plans import GPU, require_tensorrt, write_plans
-from featinv_export.weights import exceptions_in_fp32, weight_index, write_weights
-from featinv_fast.backends import resolve_device
-from featinv_fast.backends.aoti_ import SUFFIX as AOTI_SUFFIX
-from featinv_fast.backends.aoti_ import target_here
-from featinv_fast.backends.onnxruntime_ import SUFFIX
-from featinv_fast.backends.torch_ import OFF, WEIGHT_FILE, TorchSession
+from featinv_export.progress import Progress, Steps
+from featinv_export.targets import Target
+from featinv_export.weights import exceptions_in_fp32, write_weights
 from featinv_fast.checkpoints import check_finite
 from featinv_fast.checks import refuse_inputs
 from featinv_fast.config import Precision
-from featinv_fast.engine import Exactness, GraphSpec, Manifest, OptionInfo, graph_specs, staging
+from featinv_fast.engine import Exactness, Manifest, OptionInfo, Stage, graph_specs, staging
 from featinv_fast.engine.files import entry_names
-from featinv_fast.engine.manifest import MANIFEST_NAME
-from featinv_fast.engine.plans import PlanInfo
-from featinv_fast.engine.trust import note_built_here
-from featinv_fast.errors import ArgumentError, MissingPackageError
+from featinv_fast.errors import ArgumentError
 from featinv_fast.rewrites.engine_model import EngineModel, storage_dtypes
 from featinv_kernels.torch_state import neutral_torch_state
 
 CARD = "README.md"
 # What an engine needs on the disk beside its weights: graphs of a few megabytes and the manifest.
 SPARE_BYTES = 32 * 2**20
-
-
-# The plans of the two denoisers hold most of the weights each.
-PLANS_PER_WEIGHTS = 2
-
-# Is told what comes next, how many steps are done, and of how many.
-Progress = Callable[[str, int, int], None]
+# Each of them is a file of every target.
+GRAPHS = len(GRAPH_CONTENTS)
 
 
 @neutral_torch_state()
@@ -72,26 +55,19 @@ def export(options: ExportOptions, progress: Progress = lambda *_: None) -> Path
             destination, named like it with `.parity.json` at the end; nothing was installed.
     """
     refuse_inputs({"the engine": options.destination}, options.inputs, replaced=True)
-    if options.trt is not None:
-        require_tensorrt(options.destination)
-    if options.onnx:
-        _require_onnx()
-    aoti = None if options.aoti is None else resolve_device(options.aoti)
-    if aoti is not None:
-        require_compiler(aoti)
-    if options.unchecked and not options.onnx and aoti is None:
+    asked = targets.asked(options)
+    for target in asked:
+        target.require(options.destination)
+    problems = {target.title: target.problems(options.precision) for target in asked}
+    if options.unchecked and not asked:
         raise ArgumentError(
             "unchecked has no effect",
             given="an engine of weights alone",
             expected="ONNX graphs or AOTInductor packages",
             remedy="leave it out: what torch computes is always checked",
         )
-    problems = {
-        GRAPHS: parity.graph_problems(options.precision) if options.onnx else [],
-        PACKAGES: parity.package_problems(aoti, options.precision) if aoti is not None else [],
-    }
     require_checkable(problems, unchecked=options.unchecked)
-    steps = Steps(_step_count(options), progress)
+    steps = Steps(6 + step_count(asked, options.precision), progress)
     steps.begin("reading the checkpoint")
     checkpoint = source.read_checkpoint(options)
     structure = EngineModel.empty(checkpoint.config)
@@ -105,8 +81,7 @@ def export(options: ExportOptions, progress: Progress = lambda *_: None) -> Path
     storage = None if options.storage is options.precision else options.storage
     dtypes = storage_dtypes(structure, storage or options.precision)
     required = sum(tensor.numel() * dtypes[name].itemsize for name, tensor in structure.state_dict().items())
-    if options.trt is not None:
-        required += required * PLANS_PER_WEIGHTS
+    required += sum(target.space(required) for target in asked)
     with staging(options.destination, force=options.force, required_bytes=required + SPARE_BYTES) as stage:
         steps.begin("checking the weights")
         check_finite(checkpoint.named_tensors())
@@ -130,21 +105,9 @@ def export(options: ExportOptions, progress: Progress = lambda *_: None) -> Path
             precision=options.precision,
             storage=storage,
             kept_fp32=kept_fp32,
-            onnx=options.onnx,
-            aoti=aoti,
         )
-        if options.onnx:
-            arithmetic = storage_dtypes(structure, options.precision, kept_fp32)
-            write_graphs(structure, arithmetic, specs, stage.path, steps.begin)
-        if aoti is not None:
-            write_packages(_modules(candidate, aoti), specs, aoti, stage.path, steps.begin)
-        results = parity.compare(candidate, cases, steps.begin)
-        plans: tuple[PlanInfo, ...] = ()
-        if options.trt is not None:
-            profiles = options.trt.batch_profiles(options.optimal_batch, options.max_batch)
-            plans = write_plans(stage.path, specs, options.precision, options.trt, profiles, steps.begin, steps.detail)
-            steps.begin("checking the plans")
-            results = (*results, *parity.compare_plans(candidate, plans, cases, GPU))
+        made = [target.make(candidate, steps) for target in asked]
+        results = targets.compare(candidate, cases, made, steps)
         report = stage.destination.with_name(f"{stage.destination.name}.parity.json")
         checked = parity.require_passed(results, report)
 
@@ -165,126 +128,35 @@ def export(options: ExportOptions, progress: Progress = lambda *_: None) -> Path
             rewrites=_rewrites(structure, storage),
             adaptations=checkpoint.adaptations,
             parity=checked,
-            tensorrt_parsers=tensorrt_parsers(stage.path, specs) if options.onnx else None,
-            plans=plans,
-            aoti=None if aoti is None else target_here(aoti),
             source=source.source_info(checkpoint),
-            tools=_tools(options),
+            tools=_tools() | targets.tools(made),
+            **targets.entries(made),
         )
-        names = sorted({*entry_names(stage.path), CARD})
-        (stage.path / CARD).write_text(model_card(manifest, names), encoding="utf-8")
-        engine = stage.finish(manifest)
-        if aoti is not None:
-            _note_packages(engine)
+        engine = install(stage, manifest, made)
     steps.begin("done")
     return engine
 
 
-def _step_count(options: ExportOptions) -> int:
-    # Reading, checking, writing weights, plain model, torch, installing.
-    total = 6
-    # Five graphs are written and checked, five packages or plans made and checked at once.
-    total += 2 * 5 if options.onnx else 0
-    return total + sum(5 + 1 for asked in (options.aoti, options.trt) if asked)
+def step_count(chosen: Iterable[Target], precision: Precision, *, made: bool = True) -> int:
+    """How many steps it takes to make the files of `chosen`, unless they are there, and to check them if possible."""
+    counts = [(*target.steps(GRAPHS), target.problems(precision)) for target in chosen]
+    return sum((making if made else 0) + (0 if problems else checking) for making, checking, problems in counts)
 
 
-class Steps:
-    """Counts the steps of an export for whoever watches it.
+def install(stage: Stage, manifest: Manifest, made: Iterable[Target] = ()) -> Path:
+    """Write the model card, and put the engine in its place, which is returned.
 
     Args:
-        total: how many there are.
-        progress: is told of each.
+        stage: with all other files.
+        manifest: of the engine.
+        made: the targets whose files were made here; those that were found in an engine are none of them.
     """
-
-    def __init__(self, total: int, progress: Progress) -> None:
-        self.total = total
-        self.done = -1
-        self.what = ""
-        self.progress = progress
-
-    def begin(self, what: str) -> None:
-        """The step before is done, `what` comes next."""
-        self.done += 1
-        self.what = what
-        self.progress(what, self.done, self.total)
-
-    def detail(self, text: str) -> None:
-        """How far the current step is."""
-        self.progress(f"{self.what}: {text}", self.done, self.total)
-
-
-def _require_onnx() -> None:
-    """Import what writes ONNX graphs, before any other work.
-
-    Raises:
-        MissingPackageError: a package is not installed.
-    """
-    for name in ("onnx", "onnxscript"):
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise MissingPackageError(
-                f"writing ONNX graphs needs the package {name}",
-                given=error,
-                remedy="pip install 'featinv-fast[export]', or export without --onnx",
-            ) from error
-
-
-def tensorrt_parsers(folder: Path, specs: Mapping[str, GraphSpec]) -> str:
-    """Which releases of TensorRT read the graphs; an engine without plans may be given some later."""
-    from featinv_export.trt_parser_support import reading_releases
-
-    return reading_releases([folder / (name + SUFFIX) for name in specs])
-
-
-def write_graphs(
-    structure: EngineModel,
-    dtypes: Mapping[str, torch.dtype],
-    specs: Mapping[str, GraphSpec],
-    folder: Path,
-    report: Callable[[str], object],
-) -> None:
-    """Write each graph as ONNX beside the weight file in `folder`.
-
-    Args:
-        structure: on the meta device: no weight is read.
-        dtypes: of the arithmetic, by tensor.
-        specs: what to write.
-        folder: of the engine.
-        report: is told what comes next.
-    """
-    import onnx_ir
-
-    from featinv_export.onnx_graphs import export_graph
-
-    for name, parameter in structure.named_parameters():
-        parameter.data = parameter.data.to(dtypes[name])
-    index = weight_index(folder)
-    graphs = structure.graphs()
-    for name, spec in specs.items():
-        report(f"writing {name}{SUFFIX}")
-        onnx_ir.save(export_graph(graphs[name], spec, index), folder / (name + SUFFIX))
-
-
-def _modules(candidate: parity.Candidate, device: torch.device) -> dict[str, torch.nn.Module]:
-    """The graphs as torch modules whose weights are those of the engine's file, one for one."""
-    session = TorchSession(
-        candidate.config,
-        candidate.folder / WEIGHT_FILE,
-        device=device,
-        precision=candidate.precision,
-        kept_fp32=candidate.kept_fp32,
-        kernels=OFF,
-    )
-    return session.graphs
-
-
-def _note_packages(engine: Path) -> None:
-    """The packages are native code, which its maker may run without being asked for trust."""
-    files = Manifest.from_json((engine / MANIFEST_NAME).read_bytes()).files
-    # A cache that cannot be written costs the flag `--trust-engine` later and not the export.
-    with contextlib.suppress(OSError):
-        note_built_here(info.sha256 for name, info in files.items() if name.endswith(AOTI_SUFFIX))
+    names = sorted({*entry_names(stage.path), CARD})
+    (stage.path / CARD).write_text(model_card(manifest, names), encoding="utf-8")
+    engine = stage.finish(manifest)
+    for target in made:
+        target.installed(engine)
+    return engine
 
 
 def _rewrites(structure: EngineModel, storage: Precision | None) -> tuple[OptionInfo, ...]:
@@ -295,8 +167,7 @@ def _rewrites(structure: EngineModel, storage: Precision | None) -> tuple[Option
     return (*exact, OptionInfo(name="half-precision storage", exactness=Exactness.LOSSY, note=note))
 
 
-def _tools(options: ExportOptions) -> dict[str, str]:
-    """Versions of what made the engine."""
-    packages = ["featinv-fast", "torch", *(["onnx", "onnxscript"] if options.onnx else [])]
-    versions = {package: importlib.metadata.version(package) for package in packages}
-    return {"python": platform.python_version(), **versions}
+def _tools() -> dict[str, str]:
+    """Versions of what makes every engine."""
+    packages = ("featinv-fast", "torch")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}

@@ -5,22 +5,20 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 from featinv_export import parity
-from featinv_export.exporter import CARD, PLANS_PER_WEIGHTS, SPARE_BYTES, Progress, Steps
+from featinv_export.exporter import CARD, SPARE_BYTES, install, step_count
 from featinv_export.external_data import require_own_weights
-from featinv_export.model_card import model_card
+from featinv_export.progress import Progress, Steps
 from featinv_export.stored import stored_cases
+from featinv_export.targets.tensorrt_ import TensorrtTarget
 from featinv_export.tensorrt_.options import PlanOptions
-from featinv_export.tensorrt_.plans import GPU, require_tensorrt, write_plans
 from featinv_fast.backends.onnxruntime_ import SUFFIX as ONNX_SUFFIX
 from featinv_fast.backends.torch_ import WEIGHT_FILE
 from featinv_fast.backends.weights import require_fitting_weights
 from featinv_fast.engine import open_engine, staging
-from featinv_fast.engine.files import entry_names
 from featinv_fast.errors import ArgumentError
-
-BACKEND = "tensorrt"
 
 
 def add_plans(folder: Path, options: PlanOptions, progress: Progress = lambda *_: None) -> Path:
@@ -42,18 +40,19 @@ def add_plans(folder: Path, options: PlanOptions, progress: Progress = lambda *_
         ArgumentError: it has no ONNX graphs.
         ExportError, ParityError: a plan cannot be built, or computes something else; the engine is as it was.
     """
-    require_tensorrt(folder)
-    steps = Steps(9, progress)
-    steps.begin("opening the engine")
+    TensorrtTarget(options).require(folder)
     engine = open_engine(folder)
     require_fitting_weights(engine)
-    profiles = options.batch_profiles(engine.manifest.optimal_batch, engine.manifest.max_batch)
+    target = TensorrtTarget.of(options, engine.manifest.optimal_batch, engine.manifest.max_batch)
+    none: dict[str, Any] = dict.fromkeys(target.entries(), ())
     manifest = dataclasses.replace(
         engine.manifest,
-        max_batch=max(profile.maximum for profile in profiles),
-        optimal_batch=profiles[0].optimum,
-        plans=(),
+        max_batch=max(profile.maximum for profile in target.profiles),
+        optimal_batch=target.profiles[0].optimum,
+        **none,
     )
+    steps = Steps(3 + step_count([target], manifest.precision), progress)
+    steps.begin("opening the engine")
     specs = manifest.graph_specs()
     missing = [name for name in specs if name + ONNX_SUFFIX not in manifest.files]
     if missing:
@@ -65,30 +64,24 @@ def add_plans(folder: Path, options: PlanOptions, progress: Progress = lambda *_
         )
     for name in specs:
         require_own_weights(engine.file(name + ONNX_SUFFIX))
-    old_plans = {plan.file_name for plan in engine.manifest.plans}
-    kept = [name for name in manifest.files if name not in {*old_plans, CARD}]
-    required = sum(manifest.files[name].size for name in kept)
-    required += PLANS_PER_WEIGHTS * manifest.files[WEIGHT_FILE].size
+    kept = [name for name in manifest.files if name != CARD and not name.endswith(target.suffix)]
+    required = sum(manifest.files[name].size for name in kept) + target.space(manifest.files[WEIGHT_FILE].size)
     with staging(engine.path, force=True, required_bytes=required + SPARE_BYTES) as stage:
         engine.require_unchanged()  # since the lock is ours
         for name in kept:
             shutil.copyfile(engine.path / name, stage.path / name)
-        plans = write_plans(stage.path, specs, manifest.precision, options, profiles, steps.begin, steps.detail)
-        steps.begin("checking the plans")
-        candidate = parity.Candidate.of_engine(manifest, stage.path, onnx=True)
-        results = parity.compare_plans(candidate, plans, stored_cases(candidate), GPU)
+        candidate = parity.Candidate.of_engine(manifest, stage.path)
+        made = target.make(candidate, steps)
+        steps.begin("running torch in fp32")
+        cases = stored_cases(candidate)
+        results = made.compare(candidate, cases, steps)
         checked = parity.require_passed(results, stage.destination.with_name(f"{stage.destination.name}.parity.json"))
 
         steps.begin("installing the engine")
-        others = tuple(info for info in manifest.parity if info.backend != BACKEND)
+        others = tuple(info for info in manifest.parity if info.backend != target.backend)
         manifest = dataclasses.replace(
-            manifest,
-            plans=plans,
-            parity=(*others, *checked),
-            tools=manifest.tools | {BACKEND: plans[0].target.tensorrt},
+            manifest, parity=(*others, *checked), tools=manifest.tools | made.tools(), **made.entries()
         )
-        names = sorted({*entry_names(stage.path), CARD})
-        (stage.path / CARD).write_text(model_card(manifest, names), encoding="utf-8")
-        installed = stage.finish(manifest)
+        installed = install(stage, manifest, [made])
     steps.begin("done")
     return installed

@@ -25,7 +25,8 @@ UNCHECKED = """\
 **Not checked**: {names}. Nothing could run them where the engine was made, and they were installed all the same, as was
 asked for (`--unchecked`). `featinv-export --verify` checks them where it can."""
 
-FILES = {
+# What each graph computes.
+GRAPH_CONTENTS = {
     "condition_encoder": "feature maps to the condition, once per image",
     "time_embedding": "timesteps to rows of biases, once per call",
     "denoiser": "ControlNet, U-Net and guidance: one step, both branches in one batch",
@@ -115,13 +116,12 @@ def _storage(manifest: Manifest) -> str:
 def _content(file_name: str, aoti: AotiInfo | None) -> str:
     stem, _, suffix = file_name.rpartition(".")
     if suffix == "onnx":
-        return f"{FILES[stem]} (ONNX, weights in `weights.safetensors`)"
+        return f"{GRAPH_CONTENTS[stem]} (ONNX, weights in `weights.safetensors`)"
     if suffix == "pt2" and aoti is not None:
-        return (
-            f"{FILES[stem]} (AOTInductor for {aoti.target} with torch {aoti.torch}, weights in `weights.safetensors`)"
-        )
+        compiled = f"AOTInductor for {aoti.target} with torch {aoti.torch}"
+        return f"{GRAPH_CONTENTS[stem]} ({compiled}, weights in `weights.safetensors`)"
     if suffix == "plan":
-        return f"{FILES[stem]} (TensorRT: native code for the GPU and the version that the manifest names)"
+        return f"{GRAPH_CONTENTS[stem]} (TensorRT: native code for the GPU and the version that the manifest names)"
     return {"weights.safetensors": "all weights", "README.md": "this text"}[file_name]
 
 

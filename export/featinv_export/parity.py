@@ -17,16 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featinv_fast.backends.aoti_ import SUFFIX as AOTI_SUFFIX
-from featinv_fast.backends.aoti_ import AotiSession
 from featinv_fast.backends.base import Session
-from featinv_fast.backends.onnxruntime_ import SUFFIX, OnnxruntimeSession, provider_problems
-from featinv_fast.backends.tensorrt_ import TensorrtSession
 from featinv_fast.backends.torch_ import WEIGHT_FILE, TorchSession
 from featinv_fast.config import ModelConfig, Precision
 from featinv_fast.engine import GraphSpec, Manifest, ParityInfo, ParityStatus
-from featinv_fast.engine.files import hash_files
-from featinv_fast.engine.plans import PlanInfo
 from featinv_fast.errors import ParityError
 from featinv_fast.models import FeatInv
 from featinv_fast.models.layers import ResidualBlock
@@ -82,12 +76,10 @@ class Candidate:
     specs: Mapping[str, GraphSpec]
     precision: Precision
     kept_fp32: tuple[str, ...]
-    onnx: bool
-    aoti: torch.device | None = None  # what the AOTInductor packages run on, where there are any
     storage: Precision | None = None  # of the weights, where it is not `precision`
 
     @classmethod
-    def of_engine(cls, manifest: Manifest, folder: Path, *, onnx: bool, aoti: torch.device | None = None) -> Candidate:
+    def of_engine(cls, manifest: Manifest, folder: Path) -> Candidate:
         """Files of an engine in `folder`, some of which may be new, as its `manifest` has them."""
         return cls(
             folder=folder,
@@ -95,8 +87,6 @@ class Candidate:
             specs=manifest.graph_specs(),
             precision=manifest.precision,
             kept_fp32=manifest.kept_fp32,
-            onnx=onnx,
-            aoti=aoti,
             storage=manifest.storage,
         )
 
@@ -176,58 +166,15 @@ def _time_rows(model: FeatInv, timesteps: Tensor, guidance: Tensor | None) -> Te
     return torch.cat(biases, dim=1)
 
 
-def compare(candidate: Candidate, cases: Sequence[Case], report: Callable[[str], object]) -> tuple[Comparison, ...]:
-    """Run all cases on torch and, where there are graphs or packages for them, on onnxruntime and AOTInductor.
-
-    One session at a time is held: each may keep a copy of its weights.
-
-    Args:
-        candidate: the engine's files.
-        cases: see `reference_cases`.
-        report: is told what comes next.
-    """
-    report("checking torch")
-    results = _run_torch(candidate, cases)
-    if candidate.onnx:
-        results += _run_onnxruntime(candidate, cases, report)
-    if candidate.aoti is not None:
-        report("checking the packages")
-        results += _run_aoti(candidate, cases, candidate.aoti)
-    return tuple(results)
-
-
-def _run_onnxruntime(candidate: Candidate, cases: Sequence[Case], report: Callable[[str], object]) -> list[Comparison]:
-    results: list[Comparison] = []
-    problems = graph_problems(candidate.precision)
-    for name in candidate.specs:
-        report(f"checking {name}{SUFFIX}")
-        own = [case for case in cases if case.graph == name]
-        if problems:
-            results += [_comparison(case, "onnxruntime", "not run", reason="; ".join(problems)) for case in own]
-        else:
-            results += run_all(candidate, "onnxruntime", own, functools.partial(_onnxruntime_session, candidate, name))
-    return results
-
-
-def compare_plans(
-    candidate: Candidate, plans: Sequence[PlanInfo], cases: Sequence[Case], device: torch.device
-) -> list[Comparison]:
-    """Run the cases of TensorRT plans, whose files lie in the candidate's folder, on the GPU they were built for."""
-    hashes = hash_files(candidate.folder, [plan.file_name for plan in plans])
-    session = functools.partial(
-        TensorrtSession,
-        candidate.folder,
-        {plan.graph: plan for plan in plans},
-        candidate.specs,
-        {plan.graph: hashes[plan.file_name].sha256 for plan in plans},
-        device=device,
-        precision=candidate.precision,
-    )
-    largest = max(profile.maximum for plan in plans for profile in plan.profiles)
-    results = run_all(candidate, "tensorrt", [case for case in cases if case.batch <= largest], session)
-    reason = f"the plans take a batch of {largest} at most"
-    beyond = [case for case in cases if case.batch > largest]
-    return results + [_comparison(case, "tensorrt", "not run", reason=reason) for case in beyond]
+def compare_torch(candidate: Candidate, cases: Sequence[Case]) -> list[Comparison]:
+    """Run all cases on torch, with the weights as they are stored."""
+    if has_kernels(candidate.precision):
+        session = functools.partial(_torch_session, candidate, candidate.precision)
+        return run_all(candidate, "torch", cases, session)
+    # Torch would fall back to loops that are hundreds of times slower. The stored weights can still be checked.
+    results = not_run("torch", cases, f"this CPU has no {candidate.precision} convolutions")
+    session = functools.partial(_torch_session, candidate, Precision.FP32)
+    return results + run_all(candidate, "torch in fp32", cases, session)
 
 
 def require_passed(results: Sequence[Comparison], report_path: Path) -> tuple[ParityInfo, ...]:
@@ -251,25 +198,6 @@ def require_passed(results: Sequence[Comparison], report_path: Path) -> tuple[Pa
     )
 
 
-def _run_torch(candidate: Candidate, cases: Sequence[Case]) -> list[Comparison]:
-    if has_kernels(candidate.precision):
-        session = functools.partial(_torch_session, candidate, candidate.precision)
-        return run_all(candidate, "torch", cases, session)
-    # Torch would fall back to loops that are hundreds of times slower. The stored weights can still be checked.
-    reason = f"this CPU has no {candidate.precision} convolutions"
-    results = [_comparison(case, "torch", "not run", reason=reason) for case in cases]
-    session = functools.partial(_torch_session, candidate, Precision.FP32)
-    return results + run_all(candidate, "torch in fp32", cases, session)
-
-
-def _run_aoti(candidate: Candidate, cases: Sequence[Case], device: torch.device) -> list[Comparison]:
-    if problems := package_problems(device, candidate.precision):
-        return [_comparison(case, "aoti", "not run", reason="; ".join(problems)) for case in cases]
-    # On a GPU torch would round the factors of fp32 convolutions to ten bits.
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        return run_all(candidate, "aoti", cases, functools.partial(_aoti_session, candidate, device))
-
-
 def has_kernels(precision: Precision) -> bool:
     """Whether torch computes in `precision` on this CPU without emulating it."""
     supported = {
@@ -279,45 +207,12 @@ def has_kernels(precision: Precision) -> bool:
     return precision not in supported or supported[precision]()
 
 
-def graph_problems(precision: Precision) -> list[str]:
-    """Why ONNX graphs cannot be run here to check them; empty when they can."""
-    problems = provider_problems(CPU)
-    if precision is Precision.BF16:
-        problems.append("onnxruntime has no bf16 kernels for the CPU")
-    return problems
-
-
-def package_problems(device: torch.device, precision: Precision) -> list[str]:
-    """Why AOTInductor packages for a device that is here cannot be run to check them; empty when they can."""
-    emulated = device.type == "cpu" and not has_kernels(precision)
-    return [f"this CPU has no {precision} convolutions"] if emulated else []
-
-
 def _torch_session(candidate: Candidate, precision: Precision) -> Session:
     return TorchSession(
         candidate.config,
         candidate.folder / WEIGHT_FILE,
         device=CPU,
         precision=precision,
-        kept_fp32=candidate.kept_fp32,
-    )
-
-
-def _onnxruntime_session(candidate: Candidate, graph: str) -> Session:
-    return OnnxruntimeSession(
-        {graph: candidate.folder / (graph + SUFFIX)},
-        {graph: candidate.specs[graph]},
-        device=CPU,
-        precision=candidate.precision,
-    )
-
-
-def _aoti_session(candidate: Candidate, device: torch.device) -> Session:
-    return AotiSession(
-        {name: candidate.folder / (name + AOTI_SUFFIX) for name in candidate.specs},
-        candidate.folder / WEIGHT_FILE,
-        device=device,
-        precision=candidate.precision,
         kept_fp32=candidate.kept_fp32,
     )
 
@@ -341,6 +236,11 @@ def run_all(
         status = "passed" if relative <= tolerance else "failed"  # NaN fails
         results.append(_comparison(case, backend, status, max_abs=max_abs, relative=relative, tolerance=tolerance))
     return results
+
+
+def not_run(backend: str, cases: Sequence[Case], reason: str) -> list[Comparison]:
+    """The rows of cases that a backend did not run, for this reason."""
+    return [_comparison(case, backend, "not run", reason=reason) for case in cases]
 
 
 def _comparison(case: Case, backend: str, status: str, **values: Any) -> Comparison:

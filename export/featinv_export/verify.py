@@ -10,15 +10,11 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from featinv_export import parity
-from featinv_export.aoti_packages import runnable_packages
-from featinv_export.checks import GRAPHS, PACKAGES, PLANS, require_checkable
-from featinv_export.exporter import CARD, SPARE_BYTES, Progress, Steps
-from featinv_export.model_card import model_card
+from featinv_export import parity, targets
+from featinv_export.checks import require_checkable
+from featinv_export.exporter import CARD, SPARE_BYTES, install, step_count
+from featinv_export.progress import Progress, Steps
 from featinv_export.stored import stored_cases
-from featinv_export.tensorrt_.plans import GPU
-from featinv_fast.backends import Request
-from featinv_fast.backends.tensorrt_ import TensorrtBackend
 from featinv_fast.backends.weights import require_fitting_weights
 from featinv_fast.config import Precision
 from featinv_fast.engine import Manifest, ParityInfo, ParityStatus, open_engine, staging
@@ -49,28 +45,16 @@ def verify(folder: Path, progress: Progress = lambda *_: None, *, unchecked: boo
     engine = open_engine(folder)
     require_fitting_weights(engine)
     manifest = engine.manifest
-    onnx = any(name.endswith(".onnx") for name in manifest.files)
-    aoti, package_problems = runnable_packages(engine)
-    if aoti is not None:
-        package_problems = parity.package_problems(aoti, manifest.precision)
-    plan_problems = TensorrtBackend().not_supported_reasons(Request(engine=engine, device=GPU))
-    problems = {
-        GRAPHS: parity.graph_problems(manifest.precision) if onnx else [],
-        PACKAGES: package_problems if manifest.aoti is not None else [],
-        PLANS: plan_problems if manifest.plans else [],
-    }
+    carried = targets.carried(engine)
+    problems = {target.title: target.problems(manifest.precision) for target in carried}
     require_checkable(problems, unchecked=unchecked)
     required = sum(info.size for info in manifest.files.values())
     with staging(engine.path, force=True, required_bytes=required + SPARE_BYTES) as stage:
         engine.require_unchanged()  # since the lock is ours
-        steps = Steps(4 + (len(manifest.graph_specs()) if onnx else 0) + (aoti is not None), progress)
+        steps = Steps(3 + step_count(carried, manifest.precision, made=False), progress)
         steps.begin("running torch in fp32")
-        candidate = parity.Candidate.of_engine(manifest, engine.path, onnx=onnx, aoti=aoti)
-        cases = stored_cases(candidate)
-        results = list(parity.compare(candidate, cases, steps.begin))
-        steps.begin("checking the plans")
-        if manifest.plans and not plan_problems:
-            results += parity.compare_plans(candidate, manifest.plans, cases, GPU)
+        candidate = parity.Candidate.of_engine(manifest, engine.path)
+        results = targets.compare(candidate, stored_cases(candidate), carried, steps)
         report = stage.destination.with_name(f"{stage.destination.name}.parity.json")
         checked = parity.require_passed(results, report)
 
@@ -79,8 +63,7 @@ def verify(folder: Path, progress: Progress = lambda *_: None, *, unchecked: boo
         for name in manifest.files:
             if name != CARD:
                 shutil.copyfile(engine.path / name, stage.path / name)
-        (stage.path / CARD).write_text(model_card(renewed, sorted({*manifest.files, CARD})), encoding="utf-8")
-        installed = stage.finish(renewed)
+        installed = install(stage, renewed)
     steps.begin("done")
     return installed
 

@@ -16,10 +16,12 @@ from torch import nn
 
 import featinv_export
 import featinv_fast
-from featinv_export import cli, exporter, parity
+from featinv_export import cli, exporter, parity, targets
 from featinv_export.aoti_packages import compile_graph, require_compiler
 from featinv_export.options import ExportOptions
+from featinv_export.progress import Steps
 from featinv_export.refit import refit
+from featinv_export.targets.aoti_ import AotiTarget
 from featinv_export.weights import weight_index
 from featinv_fast.backends import Request, load
 from featinv_fast.backends.compiler import quiet_torch
@@ -58,14 +60,12 @@ def test_b12_a_package_that_computes_something_else_fails(aoti_engine, tmp_path)
         specs=engine.graph_specs(),
         precision=engine.manifest.precision,
         kept_fp32=engine.manifest.kept_fp32,
-        onnx=False,
-        aoti=CPU,
     )
     timesteps = torch.tensor([481.0, 1.0])
     rows = load(Request(engine=engine, device=CPU), "torch").run("time_embedding", timesteps)
     for factor, status in ((1.0, "passed"), (1.0001, "failed")):
         case = parity.Case("time_embedding", 2, (timesteps,), rows * factor)
-        results = parity.compare(candidate, [case], lambda _: None)
+        results = targets.compare(candidate, [case], [AotiTarget(CPU)], Steps(0))
         assert {(result.backend, result.status) for result in results} == {("torch", status), ("aoti", status)}
     with pytest.raises(ParityError, match="2 of 2 comparisons"):
         parity.require_passed(results, tmp_path / "report.json")

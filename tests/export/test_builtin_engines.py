@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from featinv_export import parity
+from featinv_export import parity, targets
 from featinv_export.aoti_packages import write_packages
+from featinv_export.progress import Steps
 from featinv_export.stored import stored_cases
+from featinv_export.targets.aoti_ import AotiTarget
+from featinv_export.targets.onnx_ import OnnxTarget
 from featinv_export.weights import weight_index
 from featinv_fast import Runtime, demo
 from featinv_fast.backends.aoti_ import target_here
@@ -53,8 +56,8 @@ def test_every_backend_agrees_on_every_graph_and_on_images(engines, relative_nor
     features = demo.load_scenes(3).features
     for name, engine in engines.items():
         manifest = engine.manifest
-        candidate = parity.Candidate.of_engine(manifest, engine.path, onnx=True, aoti=CPU)
-        compared = parity.compare(candidate, stored_cases(candidate), lambda _: None)
+        candidate = parity.Candidate.of_engine(manifest, engine.path)
+        compared = targets.compare(candidate, stored_cases(candidate), [OnnxTarget(), AotiTarget(CPU)], Steps(0))
         assert {(row.graph, row.backend, row.batch) for row in compared} == {
             (graph, backend, batch) for graph in manifest.graph_specs() for backend in BACKENDS for batch in (1, 2)
         }

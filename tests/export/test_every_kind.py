@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from featinv_export import cli, exporter, parity
+from featinv_export import cli, parity, targets
 from featinv_export.exporter import export
 from featinv_export.options import ExportOptions
+from featinv_export.targets import aoti_, onnx_
 from featinv_fast.engine import install, open_engine
 from featinv_fast.engine.lock import exclusive_lock
 from featinv_fast.errors import EngineExistsError, EngineNotFoundError, ExportError
@@ -35,19 +36,19 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         report(f"making more of {name}")
         (folder / name).write_bytes(b"a graph or a package")
 
-    def write_graphs(structure: object, dtypes: object, specs: dict[str, Any], folder: Path, report: Any) -> None:
-        for name in specs:
-            stand_in(f"{name}.onnx", folder, report)
+    def write_graphs(candidate: parity.Candidate, report: Any) -> None:
+        for name in candidate.specs:
+            stand_in(f"{name}.onnx", candidate.folder, report)
 
     def write_packages(graphs: object, specs: dict[str, Any], device: object, folder: Path, report: Any) -> None:
         for name in specs:
             stand_in(f"{name}.pt2", folder, report)
 
-    monkeypatch.setattr(exporter, "write_graphs", write_graphs)
-    monkeypatch.setattr(exporter, "write_packages", write_packages)
-    monkeypatch.setattr(exporter, "tensorrt_parsers", lambda *_: None)
+    monkeypatch.setattr(onnx_, "write_graphs", write_graphs)
+    monkeypatch.setattr(aoti_, "write_packages", write_packages)
+    monkeypatch.setattr(onnx_, "tensorrt_parsers", lambda _: None)
     monkeypatch.setattr(parity, "reference_cases", lambda *_: [])
-    monkeypatch.setattr(parity, "compare", lambda *_: ())
+    monkeypatch.setattr(targets, "compare", lambda *_: ())
     return names
 
 
@@ -126,7 +127,7 @@ def test_b12_what_computes_something_else_is_not_installed(
     compared = {"graph": "decoder", "batch": 2, "max_abs": 1e-6, "relative": 1e-6, "tolerance": 2e-5}
     passed = parity.Comparison(**compared, backend="torch", status="passed")
     failed = parity.Comparison(**compared | {"relative": 0.5}, backend=backend, status="failed")
-    monkeypatch.setattr(parity, "compare", lambda *_: (passed, failed))
+    monkeypatch.setattr(targets, "compare", lambda *_: (passed, failed))
     arguments = {"onnx": ["--onnx"], "aoti": ["--aoti", "cpu"]}[kind]
     assert cli.main(["--ckpt", str(checkpoint), "--out", str(old), "--force", *arguments]) == 1
     captured = capsys.readouterr()

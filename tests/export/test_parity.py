@@ -15,7 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from featinv_export import onnx_graphs, parity
+from featinv_export import onnx_graphs, parity, targets
+from featinv_export.progress import Steps
+from featinv_export.targets import onnx_
+from featinv_export.targets.onnx_ import OnnxTarget
 from featinv_export.weights import weight_index
 from featinv_fast.config import Precision
 from featinv_fast.engine import ParityStatus, open_engine
@@ -42,7 +45,6 @@ def candidate(golden, golden_engine: Path, tmp_path: Path) -> parity.Candidate:
         specs={GRAPH: open_engine(golden_engine).graph_specs()[GRAPH]},
         precision=Precision.FP32,
         kept_fp32=(),
-        onnx=True,
     )
 
 
@@ -52,7 +54,10 @@ def compare(candidate, cases):
 
     def run(candidate: parity.Candidate = candidate) -> dict[tuple[str, int], parity.Comparison]:
         own = [case for case in cases if case.graph == GRAPH]
-        return {(result.backend, result.batch): result for result in parity.compare(candidate, own, lambda _: None)}
+        return {
+            (result.backend, result.batch): result
+            for result in targets.compare(candidate, own, [OnnxTarget()], Steps(0))
+        }
 
     return run
 
@@ -171,8 +176,8 @@ def test_where_the_cpu_has_no_kernels_the_stored_weights_are_checked_in_fp32(can
 
 def test_sessions_are_released_one_after_another(candidate, compare, monkeypatch):
     alive: list[weakref.ref] = []
-    for name in ("TorchSession", "OnnxruntimeSession"):
-        make = getattr(parity, name)
+    for module, name in ((parity, "TorchSession"), (onnx_, "OnnxruntimeSession")):
+        make = getattr(module, name)
 
         def tracked(*arguments, make=make, **options):
             gc.collect()
@@ -181,6 +186,6 @@ def test_sessions_are_released_one_after_another(candidate, compare, monkeypatch
             alive.append(weakref.ref(session))
             return session
 
-        monkeypatch.setattr(parity, name, tracked)
+        monkeypatch.setattr(module, name, tracked)
     assert {result.status for result in compare().values()} == {"passed"}
     assert len(alive) == 2

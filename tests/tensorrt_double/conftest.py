@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for bindings, double and simul
 import bindings
 import simulation as simulated
 
-from featinv_export import exporter, from_onnx, refit
+from featinv_export import from_onnx
 from featinv_export.tensorrt_ import plans
 from featinv_export.tensorrt_.options import PlanOptions
 from featinv_fast.backends import tensorrt_, tensorrt_plan
@@ -60,8 +60,7 @@ def simulation(
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(tensorrt_plan, "device_problems", lambda _: [])
     monkeypatch.setattr(tensorrt_plan, "is_gpu", lambda _: True)
-    for module in (plans, exporter, from_onnx, refit):
-        monkeypatch.setattr(module, "GPU", torch.device("cpu"))
+    monkeypatch.setattr(plans, "GPU", torch.device("cpu"))
     monkeypatch.setattr(tensorrt_, "on_gpu", lambda _: contextlib.nullcontext())
     return made
 

@@ -15,6 +15,7 @@ import torch
 
 from featinv_export import cli, exporter, from_onnx
 from featinv_export.from_onnx import add_plans
+from featinv_export.targets import onnx_
 from featinv_export.tensorrt_.builder import build_plan, shape_profiles
 from featinv_export.tensorrt_.cache import PlanCache, plan_key
 from featinv_export.tensorrt_.options import PlanOptions
@@ -407,13 +408,13 @@ def test_an_export_with_plans(simulation, tiny_engine, tmp_path, monkeypatch):
     """The exporter's own part: the order of its steps, what it records, and the plans' own profiles."""
     checkpoint = tiny_engine.parent / "tiny.safetensors"
 
-    def same_graphs(structure, dtypes, specs, folder: Path, report) -> None:
+    def same_graphs(candidate, report) -> None:
         """Those of the tiny engine, which took a while to make."""
-        for name in specs:
+        for name in candidate.specs:
             report(f"writing {name}.onnx")
-            shutil.copyfile(tiny_engine / f"{name}.onnx", folder / f"{name}.onnx")
+            shutil.copyfile(tiny_engine / f"{name}.onnx", candidate.folder / f"{name}.onnx")
 
-    monkeypatch.setattr(exporter, "write_graphs", same_graphs)
+    monkeypatch.setattr(onnx_, "write_graphs", same_graphs)
     calls: list[tuple[str, int, int]] = []
     options = exporter.ExportOptions(
         checkpoint=checkpoint,

@@ -8,7 +8,6 @@ precision that they are stored in, the hash of the backbone's weights, and ONNX 
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -19,17 +18,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from featinv_export import parity
-from featinv_export.exporter import CARD, SPARE_BYTES, tensorrt_parsers, write_graphs
-from featinv_export.model_card import model_card
+from featinv_export import parity, targets
+from featinv_export.exporter import SPARE_BYTES, install
+from featinv_export.progress import Steps
 from featinv_export.stored import stored_cases
+from featinv_export.targets.onnx_ import OnnxTarget
 from featinv_export.verify import renewed_parity
 from featinv_export.weights import write_weights
 from featinv_fast.backends.torch_ import WEIGHT_FILE, TorchSession
 from featinv_fast.config import Precision, from_dict
 from featinv_fast.demo import builtin
 from featinv_fast.engine import FORMAT_VERSION, Manifest, staging
-from featinv_fast.engine.files import entry_names, hash_files, manifest_checksum
+from featinv_fast.engine.files import hash_files, manifest_checksum
 from featinv_fast.engine.manifest import CHECKSUM_NAME, MANIFEST_NAME, FileInfo
 from featinv_fast.errors import EngineFormatError, EngineIntegrityError, FeatInvError
 from featinv_fast.features import Backbone
@@ -76,26 +76,23 @@ def carry_over_engine(path: Path, backbone: str | None, report: Callable[[str], 
     old = _sound_manifest(path)
     manifest = from_dict(Manifest, old | {"format_version": FORMAT_VERSION, "files": {}}, where=MANIFEST_NAME)
     with staging(path, force=True, required_bytes=SPARE_BYTES) as stage:
-        structure, specs = EngineModel.empty(manifest.model), manifest.graph_specs()
+        structure = EngineModel.empty(manifest.model)
         dtypes = storage_dtypes(structure, manifest.storage or manifest.precision, manifest.kept_fp32)
         write_weights(with_kernels(load_file(path / WEIGHT_FILE), dtypes), dtypes, stage.path)
-        arithmetic = storage_dtypes(structure, manifest.precision, manifest.kept_fp32)
-        write_graphs(structure, arithmetic, specs, stage.path, report)
-        candidate = parity.Candidate.of_engine(manifest, stage.path, onnx=True)
+        candidate = parity.Candidate.of_engine(manifest, stage.path)
         cases = stored_cases(candidate)
-        results = [*parity.compare(candidate, cases, report), *_compare_kernels(candidate, cases)]
+        steps = Steps(1 + 2 * len(candidate.specs), lambda what, *_: report(what))
+        graphs = OnnxTarget().make(candidate, steps)
+        results = [*targets.compare(candidate, cases, [graphs], steps), *_compare_kernels(candidate, cases)]
         checked = parity.require_passed(results, path.with_name(f"{path.name}.parity.json"))
-        tools = {name: importlib.metadata.version(name) for name in ("onnx", "onnxscript")}
         manifest = dataclasses.replace(
             manifest,
             features=dataclasses.replace(manifest.features, weights_sha256=backbone),
             parity=renewed_parity(manifest, checked),
-            tensorrt_parsers=tensorrt_parsers(stage.path, specs),
-            tools=manifest.tools | tools,
+            tools=manifest.tools | graphs.tools(),
+            **graphs.entries(),
         )
-        names = sorted({*entry_names(stage.path), CARD})
-        (stage.path / CARD).write_text(model_card(manifest, names), encoding="utf-8")
-        return stage.finish(manifest)
+        return install(stage, manifest)
 
 
 def with_kernels(tensors: Mapping[str, Tensor], names: Mapping[str, object]) -> dict[str, Tensor]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
+from featinv_export.parity import Candidate
+from featinv_export.progress import Steps
 from featinv_export.tensorrt_.builder import build_plan, graph_profiles, shape_profiles
 from featinv_export.tensorrt_.cache import PlanCache, TimingCache
 from featinv_export.tensorrt_.options import PlanOptions
@@ -15,9 +16,7 @@ from featinv_export.trt_parser_support import require_supported
 from featinv_fast.backends.onnxruntime_ import SUFFIX as ONNX_SUFFIX
 from featinv_fast.backends.tensorrt_plan import plan_target, tensorrt_problems
 from featinv_fast.backends.torch_ import WEIGHT_FILE
-from featinv_fast.config import Precision
 from featinv_fast.engine.files import hash_files
-from featinv_fast.engine.graphs import GraphSpec
 from featinv_fast.engine.plans import BatchProfile, PlanInfo
 from featinv_fast.engine.trust import cache_folder
 from featinv_fast.errors import BackendUnavailableError, EngineLockedError, ExportError
@@ -48,24 +47,15 @@ def require_tensorrt(engine: Path) -> None:
 
 
 def write_plans(
-    folder: Path,
-    specs: Mapping[str, GraphSpec],
-    precision: Precision,
-    options: PlanOptions,
-    profiles: tuple[BatchProfile, ...],
-    begin: Callable[[str], None],
-    detail: Callable[[str], None],
+    candidate: Candidate, options: PlanOptions, profiles: tuple[BatchProfile, ...], steps: Steps
 ) -> tuple[PlanInfo, ...]:
-    """Write `<graph>.plan` beside each `<graph>.onnx` of `folder`, from the cache or newly built.
+    """Write `<graph>.plan` beside each `<graph>.onnx` of an engine in the making, from the cache or newly built.
 
     Args:
-        folder: with graphs and weights.
-        specs: the graphs.
-        precision: of the graphs.
+        candidate: its folder has graphs and weights.
         options: how to build.
         profiles: of all graphs that have a batch.
-        begin: is told which plan comes next.
-        detail: is told what TensorRT is doing with it.
+        steps: is told which plan comes next, and what TensorRT is doing with it.
 
     Returns:
         What to record of the plans.
@@ -75,6 +65,7 @@ def write_plans(
             not be built.
         OutOfMemoryError: the GPU's memory is exhausted.
     """
+    folder, specs = candidate.folder, candidate.specs
     target = plan_target(GPU)
     require_supported([folder / (name + ONNX_SUFFIX) for name in specs], target.tensorrt)
     hashes = hash_files(folder, [WEIGHT_FILE, *(name + ONNX_SUFFIX for name in specs)])
@@ -85,7 +76,7 @@ def write_plans(
         info = PlanInfo(
             graph=name,
             target=target,
-            precision=precision,
+            precision=candidate.precision,
             profiles=graph_profiles(spec, profiles),
             graph_sha256=hashes[name + ONNX_SUFFIX].sha256,
             weights_sha256=hashes[WEIGHT_FILE].sha256,
@@ -95,7 +86,7 @@ def write_plans(
             workspace_mib=options.workspace_mib,
             optimization_level=options.optimization_level,
         )
-        begin(f"building {info.file_name}")
+        steps.begin(f"building {info.file_name}")
         shapes = shape_profiles(spec, profiles)
         destination = folder / info.file_name
         if not cache.fetch(info, shapes, destination):
@@ -108,7 +99,8 @@ def write_plans(
                     remedy="leave out --no-build",
                 )
             logger.info("building %s: %s", info.file_name, reason)
-            built = build_plan(folder / (name + ONNX_SUFFIX), spec, info, timing_cache=timings.read(), report=detail)
+            graph = folder / (name + ONNX_SUFFIX)
+            built = build_plan(graph, spec, info, timing_cache=timings.read(), report=steps.detail)
             destination.write_bytes(built.plan)
             try:
                 timings.write(built.timing_cache)

@@ -1,0 +1,150 @@
+"""The graphs as TensorRT plans, built of the ONNX graphs on the machine that runs them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from featinv_export.external_data import require_own_weights
+from featinv_export.options import ExportOptions
+from featinv_export.parity import Candidate, Case, Comparison, not_run, run_all
+from featinv_export.progress import Steps
+from featinv_export.targets.base import PlansTarget
+from featinv_export.tensorrt_ import plans
+from featinv_export.tensorrt_.builder import refitted_plan
+from featinv_export.tensorrt_.options import PlanOptions
+from featinv_fast.backends import Request
+from featinv_fast.backends.onnxruntime_ import SUFFIX as ONNX_SUFFIX
+from featinv_fast.backends.tensorrt_ import TensorrtBackend, TensorrtSession, stale_reasons
+from featinv_fast.backends.tensorrt_plan import plan_target, tensorrt_problems
+from featinv_fast.backends.torch_ import WEIGHT_FILE
+from featinv_fast.config import Precision
+from featinv_fast.engine import EngineFolder
+from featinv_fast.engine.files import hash_files
+from featinv_fast.engine.plans import PLAN_SUFFIX, BatchProfile, PlanInfo, PlanWeights
+from featinv_fast.engine.trust import distrust, note_built_here
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorrtTarget(PlansTarget):
+    """`--trt`.
+
+    Attributes:
+        options: how the plans are built; `None` of those that an engine has.
+        profiles: batch sizes that they are built for.
+        plans: what is recorded of them, once there are any.
+        reasons: why those that an engine has do not run here.
+        refit_reasons: why those of them that hold no weights, and stay whatever the weights are, do not run here.
+    """
+
+    options: PlanOptions | None = None
+    profiles: tuple[BatchProfile, ...] = ()
+    plans: tuple[PlanInfo, ...] = ()
+    reasons: tuple[str, ...] = ()
+    refit_reasons: tuple[str, ...] = ()
+
+    title = "TensorRT plans"
+    suffix = PLAN_SUFFIX
+    backend = "tensorrt"
+
+    @classmethod
+    def asked(cls, options: ExportOptions) -> TensorrtTarget | None:
+        return None if options.trt is None else cls.of(options.trt, options.optimal_batch, options.max_batch)
+
+    @classmethod
+    def of(cls, options: PlanOptions, optimal_batch: int, max_batch: int) -> TensorrtTarget:
+        return cls(options, options.batch_profiles(optimal_batch, max_batch))
+
+    @classmethod
+    def carried(cls, engine: EngineFolder) -> TensorrtTarget | None:
+        built = engine.manifest.plans
+        if not built:
+            return None
+        reasons = TensorrtBackend().not_supported_reasons(Request(engine=engine, device=plans.GPU))
+        kept = [plan for plan in built if plan.weights is PlanWeights.STRIPPED and not stale_reasons(plan, engine)]
+        refit_reasons = _problems(engine, kept) if kept else []
+        return cls(plans=built, reasons=tuple(reasons), refit_reasons=tuple(refit_reasons))
+
+    def require(self, destination: Path) -> None:
+        plans.require_tensorrt(destination)
+
+    def problems(self, precision: Precision) -> list[str]:
+        return [*self.reasons]
+
+    def refit_problems(self, precision: Precision) -> list[str]:
+        return [*self.refit_reasons]
+
+    def make(self, candidate: Candidate, steps: Steps) -> TensorrtTarget:
+        assert self.options is not None, "what an engine has is not made again"
+        built = plans.write_plans(candidate, self.options, self.profiles, steps)
+        return dataclasses.replace(self, plans=built)
+
+    def refit(self, engine: EngineFolder, candidate: Candidate) -> TensorrtTarget:
+        """Write those plans that can take other weights; of the rest, say why they are left out."""
+        kept = _refit_plans(engine, candidate.folder)
+        return dataclasses.replace(self, plans=kept, reasons=tuple(_problems(engine, kept)))
+
+    def run(self, candidate: Candidate, cases: Sequence[Case], steps: Steps) -> list[Comparison]:
+        steps.begin("checking the plans")
+        hashes = hash_files(candidate.folder, [plan.file_name for plan in self.plans])
+        session = functools.partial(
+            TensorrtSession,
+            candidate.folder,
+            {plan.graph: plan for plan in self.plans},
+            candidate.specs,
+            {plan.graph: hashes[plan.file_name].sha256 for plan in self.plans},
+            device=plans.GPU,
+            precision=candidate.precision,
+        )
+        largest = max(profile.maximum for plan in self.plans for profile in plan.profiles)
+        results = run_all(candidate, self.backend, [case for case in cases if case.batch <= largest], session)
+        beyond = [case for case in cases if case.batch > largest]
+        return results + not_run(self.backend, beyond, f"the plans take a batch of {largest} at most")
+
+    def entries(self) -> dict[str, Any]:
+        return {"plans": self.plans}
+
+    def tools(self) -> dict[str, str]:
+        return {self.backend: self.plans[0].target.tensorrt} if self.plans else {}
+
+
+def _refit_plans(engine: EngineFolder, folder: Path) -> tuple[PlanInfo, ...]:
+    """Write to `folder` those plans that can take its weights; of the others, say why they are left out."""
+    weights = hash_files(folder, [WEIGHT_FILE])[WEIGHT_FILE].sha256
+    kept = []
+    for plan in engine.manifest.plans:
+        reasons = stale_reasons(plan, engine)
+        if plan.weights is PlanWeights.FIXED:
+            reasons.append("it was not built with --refittable or --stripped")
+        elif plan.weights is PlanWeights.REFITTABLE:
+            reasons += tensorrt_problems(plans.GPU) or plan.problems_on(plan_target(plans.GPU))
+            reasons += distrust(engine, [plan.file_name])
+        if reasons:
+            logger.warning("%s is left out: %s", plan.file_name, "; ".join(reasons))
+            continue
+        destination = folder / plan.file_name
+        if plan.weights is PlanWeights.STRIPPED:  # it has none of its own
+            shutil.copyfile(engine.file(plan.file_name), destination)
+        else:
+            graph = folder / (plan.graph + ONNX_SUFFIX)
+            require_own_weights(graph)
+            destination.write_bytes(refitted_plan(engine.file(plan.file_name).read_bytes(), graph, plan))
+            note_built_here([hash_files(folder, [plan.file_name])[plan.file_name].sha256])
+        kept.append(dataclasses.replace(plan, weights_sha256=weights))
+    return tuple(kept)
+
+
+def _problems(engine: EngineFolder, own: Sequence[PlanInfo]) -> list[str]:
+    """Why these plans of an engine, refitted or not, cannot be run here to check them, or must not be."""
+    problems = tensorrt_problems(plans.GPU)
+    if not problems:
+        target = plan_target(plans.GPU)
+        problems = [f"{plan.file_name}: {reason}" for plan in own for reason in plan.problems_on(target)]
+    return [*problems, *distrust(engine, [plan.file_name for plan in own])]
