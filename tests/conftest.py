@@ -43,6 +43,9 @@ THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKE
 torch.set_num_threads(THREADS)
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # for the processes that tests start
 
+# A shell that starts tests in the background ignores SIGINT, and so would they and the processes that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 GOLDEN = Path(__file__).parent / "golden"
 # Bounds and shapes of the golden inputs: value = hash in [-1, 1) times bound.
 INPUTS: dict[str, tuple[tuple[int, ...], float]] = {
