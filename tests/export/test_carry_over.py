@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from featinv_export.demo_build import carry_over as module
 from featinv_export.demo_build.carry_over import carry_over_engine
+from featinv_export.targets import onnx_
 from featinv_fast import demo
 from featinv_fast.checkpoints.writer import write_safetensors
 from featinv_fast.engine import open_engine
@@ -50,11 +51,11 @@ def write_manifest(folder: Path, manifest: dict) -> None:
 def shipped_graphs(monkeypatch):
     """Writing graphs is tested elsewhere and takes most of the time; they fit any weights of the same places."""
 
-    def copy(structure, dtypes, specs, folder, report):
-        for name in specs:
-            shutil.copyfile(demo.engine_path() / f"{name}.onnx", folder / f"{name}.onnx")
+    def copy(candidate, report):
+        for name in candidate.specs:
+            shutil.copyfile(demo.engine_path() / f"{name}.onnx", candidate.folder / f"{name}.onnx")
 
-    monkeypatch.setattr(module, "write_graphs", copy)
+    monkeypatch.setattr(onnx_, "write_graphs", copy)
 
 
 def test_what_is_shipped_comes_out(old_engine):

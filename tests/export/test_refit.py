@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featinv_export import cli, exporter, onnx_graphs, parity
+from featinv_export import cli, onnx_graphs, parity
 from featinv_export.exporter import export
 from featinv_export.options import ExportOptions
 from featinv_export.refit import refit
+from featinv_export.targets import onnx_
 from featinv_fast import Runtime
 from featinv_fast.checkpoints import save
 from featinv_fast.config import FeatureSpec, SamplingConfig
@@ -71,7 +72,7 @@ def test_the_engine_is_the_one_that_an_export_would_make_but_the_graphs_are_kept
         raise AssertionError("a graph was exported")
 
     monkeypatch.setattr(onnx_graphs, "export_graph", never)
-    monkeypatch.setattr(exporter, "write_graphs", never)
+    monkeypatch.setattr(onnx_, "write_graphs", never)
     assert refit(engine, ExportOptions(checkpoint=checkpoint)) == engine
     after = open_engine(engine).manifest
     assert {name for name in after.files if after.files[name] == before.files.get(name)} == GRAPHS
