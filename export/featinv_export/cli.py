@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
 import json
 import re
@@ -14,6 +15,7 @@ from typing import Any
 from featinv_export.options import AOTI_DEVICES, ExportOptions
 from featinv_export.plan_arguments import add_plan_arguments, take_plan_options
 from featinv_export.progress import Progress
+from featinv_export.tensorrt_.options import PlanOptions, RtxOptions
 from featinv_fast.checks import refuse_inputs, require_input
 from featinv_fast.checks.options import flag
 from featinv_fast.cli.program import Parser, run_program
@@ -26,15 +28,17 @@ from featinv_fast.errors import ArgumentError, ExitCode
 # What a command is about.
 SUBJECTS = ("checkpoint", "from_onnx", "verify", "inspect")
 # What the graphs of an engine were made with, and only another export changes.
-MADE_BY_EXPORT = frozenset(("onnx", "aoti", "trt", "precision", "storage", "max_batch", "optimal_batch"))
+MADE_BY_EXPORT = frozenset(("onnx", "aoti", "trt", "trt_rtx", "precision", "storage", "max_batch", "optimal_batch"))
 READ_BY_EXPORT = frozenset(("backbone", "layer", "feature_size"))
 FIXED_BY_ENGINE = MADE_BY_EXPORT | READ_BY_EXPORT
 NAME_ONE = "name one thing to work on: --ckpt PATH, --from-onnx DIR, --verify DIR or --inspect DIR"
-USAGE_LINES = """featinv-export --ckpt PATH [--out DIR] [--onnx] [--aoti [DEVICE]] [--trt] [options]
+USAGE_LINES = """featinv-export --ckpt PATH [--out DIR] [--onnx] [--aoti [DEVICE]] [--trt] [--trt-rtx] [options]
        featinv-export --ckpt PATH --refit DIR [--out DIR] [options]
-       featinv-export --from-onnx DIR --trt [options]
+       featinv-export --from-onnx DIR --trt|--trt-rtx [options]
        featinv-export --verify DIR | --inspect DIR [--json]"""
 EPILOG = "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated; nothing is installed but by 0."
+# The fields of `ExportOptions` that options on plans are.
+PLAN_FIELDS: dict[type, str] = {PlanOptions: "trt", RtxOptions: "trt_rtx"}
 # What `ArgumentParser.add_argument_group` returns; the class has no public name.
 Group = Any
 
@@ -76,16 +80,17 @@ def _run(given: dict[str, Any]) -> Path:
     if "from_onnx" in given:
         folder = given.pop("from_onnx")
         _refuse(given, "with --from-onnx")
-        assert plans is not None  # or `take_plan_options` would have refused
         require_engine(folder)
 
         from featinv_export.from_onnx import add_plans
 
-        return _with_bar(lambda progress: add_plans(folder, plans, progress))
+        for asked in plans:  # one at least, or `take_plan_options` would have refused
+            _with_bar(functools.partial(add_plans, folder, asked))
+        return folder
     if "refit" in given:
         folder = given.pop("refit")
         fixed = {name: value for name, value in given.items() if name in FIXED_BY_ENGINE}
-        _refuse(fixed if plans is None else fixed | {"trt": True}, "with --refit")
+        _refuse(fixed | {PLAN_FIELDS[type(asked)]: True for asked in plans}, "with --refit")
 
         options = ExportOptions(**given)
         _require_inputs(options)
@@ -95,8 +100,8 @@ def _run(given: dict[str, Any]) -> Path:
         from featinv_export.refit import refit
 
         return _with_bar(lambda progress: refit(folder, options, progress))
-    if plans is not None:
-        given |= {"trt": plans, "onnx": True}
+    if plans:
+        given |= {"onnx": True} | {PLAN_FIELDS[type(asked)]: asked for asked in plans}
     options = ExportOptions(**given)
     _require_inputs(options)
     refuse_inputs({"the engine": options.destination}, options.inputs, replaced=True)

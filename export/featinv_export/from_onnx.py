@@ -1,4 +1,4 @@
-"""TensorRT plans for an engine that exists: the second half of an export, on the machine with the GPU."""
+"""Plans for an engine that exists: the second half of an export, for TensorRT proper on the machine with the GPU."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from featinv_export.exporter import CARD, SPARE_BYTES, install, step_count
 from featinv_export.external_data import require_own_weights
 from featinv_export.progress import Progress, Steps
 from featinv_export.stored import stored_cases
+from featinv_export.targets.base import PlansTarget
 from featinv_export.targets.tensorrt_ import TensorrtTarget
-from featinv_export.tensorrt_.options import PlanOptions
+from featinv_export.targets.tensorrt_rtx import TensorrtRtxTarget
+from featinv_export.tensorrt_.options import PlanOptions, RtxOptions
 from featinv_fast.backends.onnxruntime_ import SUFFIX as ONNX_SUFFIX
 from featinv_fast.backends.torch_ import WEIGHT_FILE
 from featinv_fast.backends.weights import require_fitting_weights
@@ -21,10 +23,10 @@ from featinv_fast.engine import open_engine, staging
 from featinv_fast.errors import ArgumentError
 
 
-def add_plans(folder: Path, options: PlanOptions, progress: Progress = lambda *_: None) -> Path:
+def add_plans(folder: Path, options: PlanOptions | RtxOptions, progress: Progress = lambda *_: None) -> Path:
     """Build plans of an engine's ONNX graphs, check them against the stored weights in fp32, and install them.
 
-    Plans that the engine has are replaced; its largest batch becomes that of the plans.
+    Plans of the kind that the engine has are replaced; its largest batch becomes that of the plans.
 
     Args:
         folder: an engine folder with ONNX graphs.
@@ -36,14 +38,16 @@ def add_plans(folder: Path, options: PlanOptions, progress: Progress = lambda *_
 
     Raises:
         BackendUnavailableError: there is no TensorRT or no GPU.
+        MissingPackageError: there is no TensorRT for RTX.
         EngineError: the engine cannot be opened, or a graph has weights outside of it.
         ArgumentError: it has no ONNX graphs.
         ExportError, ParityError: a plan cannot be built, or computes something else; the engine is as it was.
     """
-    TensorrtTarget(options).require(folder)
+    kind: type[PlansTarget] = TensorrtRtxTarget if isinstance(options, RtxOptions) else TensorrtTarget
+    kind().require(folder)
     engine = open_engine(folder)
     require_fitting_weights(engine)
-    target = TensorrtTarget.of(options, engine.manifest.optimal_batch, engine.manifest.max_batch)
+    target = kind.of(options, engine.manifest.optimal_batch, engine.manifest.max_batch)
     none: dict[str, Any] = dict.fromkeys(target.entries(), ())
     manifest = dataclasses.replace(
         engine.manifest,
@@ -60,7 +64,7 @@ def add_plans(folder: Path, options: PlanOptions, progress: Progress = lambda *_
             "the engine has no ONNX graphs to build plans of",
             given=f"{folder} without {', '.join(missing)}",
             expected="an engine exported with --onnx",
-            remedy="export the checkpoint again with --onnx --trt",
+            remedy="export the checkpoint again with --onnx",
         )
     for name in specs:
         require_own_weights(engine.file(name + ONNX_SUFFIX))

@@ -6,9 +6,10 @@ from typing import Any
 
 from featinv_fast.config import to_dict
 from featinv_fast.engine import EngineFolder, GraphSpec, Manifest, ParityStatus, TensorSpec
+from featinv_fast.engine.manifest import BUILT, CHECKED_BY, EXECUTED_BY
 
 # Which backend reads the files with this ending.
-READERS = {".safetensors": "torch", ".onnx": "onnxruntime", ".plan": "tensorrt", ".pt2": "aoti"}
+READERS = {".safetensors": "torch", **CHECKED_BY, **EXECUTED_BY}
 
 
 def as_data(engine: EngineFolder) -> dict[str, Any]:
@@ -21,6 +22,7 @@ def as_data(engine: EngineFolder) -> dict[str, Any]:
         "graphs": {name: _graph(spec) for name, spec in manifest.graph_specs().items()},
         "backends": _backends(manifest),
         "unchecked": list(manifest.unchecked()),
+        "unexecuted": list(manifest.unexecuted()),
     }
 
 
@@ -69,12 +71,17 @@ def as_text(engine: EngineFolder) -> str:
         lines += [f"  {name}: {inputs} -> {_tensor(spec.output)}", f"    {dims}"]
     lines += ["", "files"]
     for reader, files in _backends(manifest).items():
-        lines += [f"  {reader:12} {name:24} {_mebibytes(count):>12}" for name, count in files.items()]
+        lines += [f"  {reader:12} {name:26} {_mebibytes(count):>10}" for name, count in files.items()]
         lines += [] if files else [f"  {reader:12} none"]
     if manifest.tensorrt_parsers is not None:
         lines.append(f"  graphs are read by the ONNX parser of TensorRT {manifest.tensorrt_parsers}")
     for plan in manifest.plans:
         lines.append(f"  {plan.file_name} is for TensorRT {plan.target.tensorrt} on {plan.target.gpu}")
+    for rtx_plan in manifest.rtx_plans:
+        gpus = ", ".join(rtx_plan.capabilities)
+        built = f" ({BUILT})" if rtx_plan.file_name in manifest.unexecuted() else ""
+        flavour = f"TensorRT for RTX {rtx_plan.tensorrt_rtx}"
+        lines.append(f"  {rtx_plan.file_name} is for {flavour} on compute capability {gpus}{built}")
     if manifest.aoti is not None:
         lines.append(
             f"  packages are for {manifest.aoti.target}, {manifest.aoti.platform}, torch {manifest.aoti.torch}"

@@ -25,6 +25,10 @@ UNCHECKED = """\
 **Not checked**: {names}. Nothing could run them where the engine was made, and they were installed all the same, as was
 asked for (`--unchecked`). `featinv-export --verify` checks them where it can."""
 
+UNEXECUTED = """\
+**Built, not executed**: {names}. They were built of the graphs whose parity stands below, on a machine that could not
+run them. `featinv-export --verify` runs and compares them on a GPU that they are for."""
+
 # What each graph computes.
 GRAPH_CONTENTS = {
     "condition_encoder": "feature maps to the condition, once per image",
@@ -43,7 +47,7 @@ def model_card(manifest: Manifest, file_names: list[str]) -> str:
         file_names: the files of the folder.
     """
     features, sampling = manifest.features, manifest.sampling
-    unchecked = manifest.unchecked(file_names)
+    unchecked, unexecuted = manifest.unchecked(file_names), manifest.unexecuted(file_names)
     image = manifest.model.image_size
     sections = [
         f"# {_text(manifest.name)}",
@@ -82,6 +86,7 @@ def model_card(manifest: Manifest, file_names: list[str]) -> str:
         "## Parity",
         PARITY,
         *([UNCHECKED.format(names=", ".join(f"`{name}`" for name in unchecked))] if unchecked else []),
+        *([UNEXECUTED.format(names=", ".join(f"`{name}`" for name in unexecuted))] if unexecuted else []),
         _table(
             ("graph", "backend", "batch", "relative", "tolerance", "largest difference"), map(_parity, manifest.parity)
         ),
@@ -122,6 +127,8 @@ def _content(file_name: str, aoti: AotiInfo | None) -> str:
         return f"{GRAPH_CONTENTS[stem]} ({compiled}, weights in `weights.safetensors`)"
     if suffix == "plan":
         return f"{GRAPH_CONTENTS[stem]} (TensorRT: native code for the GPU and the version that the manifest names)"
+    if suffix == "rtxplan":
+        return f"{GRAPH_CONTENTS[stem]} (TensorRT for RTX: code for the GPUs and the version that the manifest names)"
     return {"weights.safetensors": "all weights", "README.md": "this text"}[file_name]
 
 

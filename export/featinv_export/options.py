@@ -6,7 +6,7 @@ import dataclasses
 import math
 from pathlib import Path
 
-from featinv_export.tensorrt_.options import PlanOptions
+from featinv_export.tensorrt_.options import PlanOptions, RtxOptions
 from featinv_fast import samplers
 from featinv_fast.checks import choice, count
 from featinv_fast.config import Precision
@@ -47,6 +47,7 @@ class ExportOptions:
         guidance_scale: the engine's default guidance scale.
         force: replace an engine that is already at `out`.
         trt: also build TensorRT plans of the ONNX graphs, on the GPU of this machine.
+        trt_rtx: also build plans of TensorRT for RTX, for which no GPU is needed.
         unchecked: install also what cannot be run here to compare it with the plain model; the engine says so.
 
     Raises:
@@ -77,6 +78,7 @@ class ExportOptions:
     guidance_scale: float | None = None
     force: bool = False
     trt: PlanOptions | None = None
+    trt_rtx: RtxOptions | None = None
     unchecked: bool = False
 
     def __post_init__(self) -> None:
@@ -94,12 +96,13 @@ class ExportOptions:
                 expected=", ".join(AOTI_DEVICES),
                 remedy="name one",
             )
-        if self.trt is not None and not self.onnx:
+        plans = [options for options in (self.trt, self.trt_rtx) if options is not None]
+        if plans and not self.onnx:
             raise ArgumentError(
                 "plans are built from ONNX graphs", given="plans alone", expected="onnx=True as well", remedy="add it"
             )
-        if self.trt is not None:
-            largest = max(p.maximum for p in self.trt.batch_profiles(self.optimal_batch, self.max_batch))
+        for options in plans:
+            largest = max(p.maximum for p in options.batch_profiles(self.optimal_batch, self.max_batch))
             if largest != self.max_batch:
                 raise ArgumentError(
                     "the plans do not take the engine's largest batch",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from featinv_export.tensorrt_.options import PlanOptions
+from featinv_export.tensorrt_.options import BatchOptions, PlanOptions, RtxOptions
 from featinv_fast.checks.options import flag
 from featinv_fast.engine.plans import BatchProfile, HardwareCompatibility, PlanWeights
 from featinv_fast.errors import ArgumentError, ConfigError
@@ -23,18 +25,41 @@ FLAGS = {
     "hardware": "--hardware-compatible",
     "cache": "--plan-cache",
     "build": "--no-build",
+    "capabilities": "--sm",
+}
+# Why TensorRT for RTX does not build plans with these.
+NOT_FOR_RTX = {
+    "weights": "its compiler wants the GPU for plans whose weights can be replaced, and they are built without one",
+    "version_compatible": "its plans are for the release that built them; without a GPU it builds no others",
+    "hardware": "its plans are for the GPUs that --sm names",
+    "optimization_level": "it searches when a plan first runs, on the GPU",
+    "workspace_mib": "it chooses kernels when a plan first runs, on the GPU",
+    "timing_cache": "it times nothing while it builds",
 }
 
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--trt` and what belongs to it. None of them has a value unless it is given."""
-    group = parser.add_argument_group("TensorRT, on the machine with the GPU")
+    """Add `--trt`, `--trt-rtx` and what belongs to them. None of them has a value unless it is given."""
+    group = parser.add_argument_group("TensorRT: on the machine with the GPU, or for RTX on any machine")
 
     def add(*names: str, field: str, **options: Any) -> None:
         group.add_argument(*names, dest=PREFIX + field, **options)
 
     group.add_argument(
         "--trt", action="store_const", const=True, help="also build TensorRT plans of the ONNX graphs; implies --onnx"
+    )
+    group.add_argument(
+        "--trt-rtx",
+        action="store_const",
+        const=True,
+        help="also build plans of TensorRT for RTX, for which no GPU is needed; implies --onnx",
+    )
+    add(
+        "--sm",
+        field="capabilities",
+        type=_capabilities,
+        metavar="N,N,...",
+        help="GPUs that plans of TensorRT for RTX are for, by compute capability (default: the GPU here, or 86,89,120)",
     )
     group.add_argument(
         "--from-onnx",
@@ -93,27 +118,65 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-build", field="build", action="store_const", const=False, help="take plans from the cache or fail")
 
 
-def take_plan_options(given: dict[str, Any]) -> PlanOptions | None:
-    """Take the arguments on plans out of `given`; `None` where no plans are asked for.
+def take_plan_options(given: dict[str, Any]) -> list[PlanOptions | RtxOptions]:
+    """Take the arguments on plans out of `given`: one set of options for each flavour that is asked for.
 
     Raises:
-        ArgumentError: there are some without `--trt`, or values out of range.
+        ArgumentError: there are some without `--trt` or `--trt-rtx`, or values out of range.
     """
     fields = {name.removeprefix(PREFIX): given.pop(name) for name in list(given) if name.startswith(PREFIX)}
-    if not given.pop("trt", False):
+    proper, rtx = given.pop("trt", False), given.pop("trt_rtx", False)
+    if not proper and not rtx:
         if fields or "from_onnx" in given:
             raise ArgumentError(
                 "options on TensorRT plans without plans",
-                given=", ".join(sorted(FLAGS.get(name, flag(name)) for name in fields)) or "--from-onnx",
-                expected="--trt as well",
-                remedy="add --trt, or leave them out",
+                given=", ".join(sorted(map(_flag, fields))) or "--from-onnx",
+                expected="--trt or --trt-rtx as well",
+                remedy="add one, or leave them out",
             )
-        return None
+        return []
+    if not proper:
+        _refuse_what_rtx_lacks(fields)
+    if not rtx and "capabilities" in fields:
+        raise ArgumentError(
+            "a plan of TensorRT proper is for the GPU that it is built on",
+            given="--sm",
+            expected="--trt-rtx, whose plans are for the GPUs that are named",
+            remedy="add --trt-rtx, or leave it out",
+        )
     if "from_onnx" in given:  # otherwise they are the engine's
         fields |= {name: given.pop(name) for name in ("optimal_batch", "max_batch") if name in given}
     if "profiles" in fields:
         fields["profiles"] = tuple(fields["profiles"])
-    return PlanOptions(**fields)
+    kinds: list[type[PlanOptions | RtxOptions]] = [*([PlanOptions] if proper else []), *([RtxOptions] if rtx else [])]
+    return [kind(**{name: fields[name] for name in _names(kind) if name in fields}) for kind in kinds]
+
+
+def _refuse_what_rtx_lacks(fields: Mapping[str, Any]) -> None:
+    foreign = sorted(set(fields) - _names(RtxOptions))
+    if foreign:
+        raise ArgumentError(
+            "TensorRT for RTX builds no such plans",
+            given="; ".join(f"{_flag(name)}: {NOT_FOR_RTX[name]}" for name in foreign),
+            expected="--trt, on the machine with the GPU",
+            remedy="leave them out, or build with --trt",
+        )
+
+
+def _names(kind: type[BatchOptions]) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+def _flag(field: str) -> str:
+    return FLAGS.get(field, flag(field))
+
+
+def _capabilities(text: str) -> tuple[str, ...]:
+    """86,89,120 as "8.6", "8.9", "12.0"."""
+    names = text.split(",")
+    if not all(re.fullmatch(r"[1-9]\d{1,2}", name) for name in names):
+        raise argparse.ArgumentTypeError(f"{text!r} are not compute capabilities such as 86,89,120")
+    return tuple(f"{name[:-1]}.{name[-1]}" for name in names)
 
 
 def _profile(text: str) -> BatchProfile:

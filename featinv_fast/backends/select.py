@@ -12,6 +12,7 @@ from featinv_fast.backends.base import Backend, Request, Session
 from featinv_fast.backends.onnxruntime_ import OnnxruntimeBackend
 from featinv_fast.backends.onnxruntime_providers import Variant
 from featinv_fast.backends.tensorrt_ import TensorrtBackend
+from featinv_fast.backends.tensorrt_rtx import TensorrtRtxBackend
 from featinv_fast.backends.torch_ import OFF, TorchBackend
 from featinv_fast.backends.weights import require_fitting_weights
 from featinv_fast.errors import ArgumentError, BackendUnavailableError
@@ -19,13 +20,19 @@ from featinv_fast.rewrites.fused_ops import AUTO
 
 logger = logging.getLogger(__name__)
 
-_ALL: tuple[Backend, ...] = (TorchBackend(), *map(OnnxruntimeBackend, Variant), TensorrtBackend(), AotiBackend())
+_ALL: tuple[Backend, ...] = (
+    TorchBackend(),
+    *map(OnnxruntimeBackend, Variant),
+    TensorrtBackend(),
+    TensorrtRtxBackend(),
+    AotiBackend(),
+)
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in _ALL}
 
 # Measured: on a CPU onnxruntime takes about half of torch's time (benchmarks/results/full_size.jsonl). AOTInductor
 # packages run where they are asked for by name: a small model's step took 0.94 of torch's time, and no GPU has run one.
 # TensorRT plans come first where they serve, because somebody built them for this very GPU; not timed yet.
-PREFERENCE = {"cpu": ("onnxruntime", "torch"), "cuda": ("tensorrt", "torch", "onnxruntime")}
+PREFERENCE = {"cpu": ("onnxruntime", "torch"), "cuda": ("tensorrt", "tensorrt-rtx", "torch", "onnxruntime")}
 
 
 def resolve_device(device: str) -> torch.device:

@@ -12,7 +12,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -21,22 +21,38 @@ from featinv_fast.backends.base import Request, Session
 from featinv_fast.backends.cuda_launch import CudaLauncher
 from featinv_fast.backends.onnxruntime_ import SUFFIX as ONNX_SUFFIX
 from featinv_fast.backends.tensorrt_plan import (
-    REBUILD,
+    PROPER,
+    Flavour,
     Messages,
     check_interface,
     deserialize,
     failure,
     plan_target,
     refit,
-    tensorrt_problems,
 )
 from featinv_fast.backends.torch_ import WEIGHT_FILE
 from featinv_fast.config import Precision
 from featinv_fast.engine.folder import EngineFolder
 from featinv_fast.engine.graphs import GraphSpec
-from featinv_fast.engine.plans import BatchProfile, PlanInfo, PlanWeights
+from featinv_fast.engine.plans import BatchProfile, PlanInfo, PlanWeights, RtxPlanInfo
 from featinv_fast.engine.trust import distrust
 from featinv_fast.errors import ArgumentError, EngineIntegrityError, FeatInvError
+
+
+class Plan(Protocol):
+    """What running a plan needs to know of it, whichever library built it."""
+
+    @property
+    def graph(self) -> str:
+        """Name of the graph."""
+
+    @property
+    def file_name(self) -> str:
+        """The plan's name in an engine folder."""
+
+    @property
+    def profiles(self) -> tuple[BatchProfile, ...]:
+        """Batch sizes, in the order of the plan's optimisation profiles."""
 
 
 class ExecutionError(FeatInvError, RuntimeError):
@@ -58,11 +74,12 @@ class TensorrtSession(Session):
     """
 
     backend = "tensorrt"
+    flavour: ClassVar[Flavour] = PROPER
 
     def __init__(
         self,
         folder: Path,
-        plans: Mapping[str, PlanInfo],
+        plans: Mapping[str, Plan],
         specs: Mapping[str, GraphSpec],
         hashes: Mapping[str, str],
         *,
@@ -77,7 +94,7 @@ class TensorrtSession(Session):
         self._specs = dict(specs)
         self._hashes = dict(hashes)
         self._check = check
-        self._messages = Messages()
+        self._messages = Messages(self.flavour)
         self._loading = threading.Lock()
         self._engines: dict[str, Any] = {}
         self._local = threading.local()
@@ -88,8 +105,12 @@ class TensorrtSession(Session):
         if graph not in executions:
             with self._loading, on_gpu(self.device):
                 engine = self._engines.get(graph) or self._load(graph)
+                context = self._context(graph, engine)
+                if context is None:
+                    name = self._plans[graph].file_name
+                    raise failure(FeatInvError, f"{self.flavour.title} cannot run {name}", self._messages)
                 executions[graph] = Execution(
-                    engine, self._plans[graph], self._specs[graph], self.device, self._messages
+                    context, self._plans[graph], self._specs[graph], self.device, self._messages
                 )
         with on_gpu(self.device):
             return executions[graph].run([x.detach() for x in inputs])
@@ -101,22 +122,35 @@ class TensorrtSession(Session):
             EngineIntegrityError: the plan or its engine was replaced, or TensorRT refuses it.
         """
         info = self._plans[graph]
-        stripped = info.weights is PlanWeights.STRIPPED
-        self._check(*([graph + ONNX_SUFFIX] if stripped else []))
+        self._check(*self._read_by_tensorrt(info))
         content = (self._folder / info.file_name).read_bytes()
         if hashlib.sha256(content).hexdigest() != self._hashes[graph]:
             raise EngineIntegrityError(
                 f"{info.file_name} was changed",
                 given=self._folder,
                 expected="the file that was checked",
-                remedy=REBUILD,
+                remedy=self.flavour.rebuild,
             )
-        engine = deserialize(content, self._messages, info)
-        if stripped:
-            refit(engine, self._folder / (graph + ONNX_SUFFIX), self._messages)
-        check_interface(engine, self._specs[graph])
+        engine = self._opened(content, info)
+        check_interface(engine, self._specs[graph], self.flavour)
         self._engines[graph] = engine
         return engine
+
+    def _read_by_tensorrt(self, info: Any) -> list[str]:
+        """Names of the files that TensorRT reads itself to load a plan."""
+        return [info.graph + ONNX_SUFFIX] if info.weights is PlanWeights.STRIPPED else []
+
+    def _opened(self, content: bytes, info: Any) -> Any:
+        """A plan's bytes as an `ICudaEngine` that has its weights."""
+        engine = deserialize(content, self._messages, info.file_name, host_code=info.version_compatible)
+        if info.weights is PlanWeights.STRIPPED:
+            refit(engine, self._folder / (info.graph + ONNX_SUFFIX), self._messages)
+        return engine
+
+    def _context(self, graph: str, engine: Any) -> Any:
+        """A new `IExecutionContext` of a plan, or `None` where TensorRT refuses it."""
+        del graph
+        return engine.create_execution_context()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -136,21 +170,19 @@ class Execution:
     """A plan in one thread: its execution context, buffers and stream.
 
     Args:
-        engine: the `ICudaEngine`, shared between threads.
+        context: the `IExecutionContext`, of an engine that threads share.
         info: what the plan was built for.
         spec: the graph's declaration.
         device: the GPU.
         messages: TensorRT's log.
     """
 
-    def __init__(self, engine: Any, info: PlanInfo, spec: GraphSpec, device: torch.device, messages: Messages) -> None:
+    def __init__(self, context: Any, info: Plan, spec: GraphSpec, device: torch.device, messages: Messages) -> None:
         self._info = info
         self._spec = spec
         self._device = device
         self._messages = messages
-        self._context = engine.create_execution_context()
-        if self._context is None:
-            raise failure(FeatInvError, f"TensorRT cannot run {info.file_name}", messages)
+        self._context = context
         self._launch = CudaLauncher(device)
         self._buffers: Buffers | None = None
 
@@ -177,7 +209,7 @@ class Execution:
         batched = [tensor.name for tensor in self._spec.inputs if tensor.dynamic_axes.get(0) == "batch"]
         if not batched:
             return 0, dict(given)
-        profile, batch = choose_profile(self._info.profiles, given[batched[0]][0])
+        profile, batch = choose_profile(self._info.profiles, given[batched[0]][0], self._messages.flavour)
         return profile, {name: (batch, *shape[1:]) if name in batched else shape for name, shape in given.items()}
 
     def _bound(self, profile: int, shapes: dict[str, tuple[int, ...]]) -> Buffers:
@@ -209,26 +241,38 @@ class Execution:
 
     def _require(self, succeeded: bool) -> None:
         if not succeeded:
-            raise failure(ExecutionError, f"TensorRT cannot run {self._info.file_name}", self._messages)
+            title = self._messages.flavour.title
+            raise failure(ExecutionError, f"{title} cannot run {self._info.file_name}", self._messages)
 
 
 class TensorrtBackend:
     """Serves engines with plans for this GPU and this TensorRT."""
 
     name = "tensorrt"
+    flavour: Flavour = PROPER
+    session: type[TensorrtSession] = TensorrtSession
 
     def problems_here(self, device: torch.device) -> list[str]:
         """Why TensorRT cannot run on `device`."""
-        return tensorrt_problems(device)
+        return self.flavour.problems(device)
+
+    def plans(self, engine: EngineFolder) -> dict[str, Any]:
+        """The plans of an engine by graph."""
+        return {plan.graph: plan for plan in engine.manifest.plans if plan.file_name in engine.manifest.files}
+
+    def plan_problems(self, plan: Any, device: torch.device) -> list[str]:
+        """Why a plan does not run on a GPU that is here."""
+        return plan.problems_on(plan_target(device))
 
     def not_supported_reasons(self, request: Request) -> list[str]:
         """Why TensorRT cannot run this engine on the requested device."""
         manifest = request.engine.manifest
-        plans = _plans(request.engine)
+        plans = self.plans(request.engine)
         reasons = []
         missing = [name for name in manifest.graph_specs() if name not in plans]
         if missing:
-            reasons.append(f"the engine has no TensorRT plans ({', '.join(missing)}): {REBUILD}")
+            title, rebuild = self.flavour.title, self.flavour.rebuild
+            reasons.append(f"the engine has no {title} plans ({', '.join(missing)}): {rebuild}")
         if request.precision not in (None, manifest.precision):
             reasons.append(
                 f"the plans are {manifest.precision}, not {request.precision}: export with --precision "
@@ -236,10 +280,9 @@ class TensorrtBackend:
             )
         problems = self.problems_here(request.device)
         if not problems:
-            target = plan_target(request.device)
             for plan in plans.values():
-                unfit = [*plan.problems_on(target), *stale_reasons(plan, request.engine)]
-                reasons += [f"{plan.file_name}: {reason}; {REBUILD}" for reason in unfit]
+                unfit = [*self.plan_problems(plan, request.device), *stale_reasons(plan, request.engine)]
+                reasons += [f"{plan.file_name}: {reason}; {self.flavour.rebuild}" for reason in unfit]
         if plans and not request.trust_engine:
             reasons += distrust(request.engine, [plan.file_name for plan in plans.values()])
         return [*reasons, *problems]
@@ -247,8 +290,8 @@ class TensorrtBackend:
     def load(self, request: Request) -> TensorrtSession:
         """Load the engine's plans, lazily."""
         engine = request.engine
-        plans = _plans(engine)
-        return TensorrtSession(
+        plans = self.plans(engine)
+        return self.session(
             engine.path,
             plans,
             engine.graph_specs(),
@@ -259,11 +302,7 @@ class TensorrtBackend:
         )
 
 
-def _plans(engine: EngineFolder) -> dict[str, PlanInfo]:
-    return {plan.graph: plan for plan in engine.manifest.plans if plan.file_name in engine.manifest.files}
-
-
-def stale_reasons(plan: PlanInfo, engine: EngineFolder) -> list[str]:
+def stale_reasons(plan: PlanInfo | RtxPlanInfo, engine: EngineFolder) -> list[str]:
     """Why a plan is not of the graph and the weights that lie beside it; empty when it is."""
     files = engine.manifest.files
     graph = files.get(plan.graph + ONNX_SUFFIX)
@@ -274,7 +313,7 @@ def stale_reasons(plan: PlanInfo, engine: EngineFolder) -> list[str]:
     )
 
 
-def choose_profile(profiles: Sequence[BatchProfile], batch: int) -> tuple[int, int]:
+def choose_profile(profiles: Sequence[BatchProfile], batch: int, flavour: Flavour = PROPER) -> tuple[int, int]:
     """The profile that serves `batch` with the least padding, then the nearest optimum: its number and its batch.
 
     Raises:
@@ -290,7 +329,7 @@ def choose_profile(profiles: Sequence[BatchProfile], batch: int) -> tuple[int, i
             "the batch is larger than the plan's profiles",
             given=batch,
             expected=f"at most {max(profile.maximum for profile in profiles)}",
-            remedy=REBUILD + " --max-batch N",
+            remedy=f"{flavour.rebuild} --max-batch N",
         )
     padded, _, number = min(fitting)
     return number, padded

@@ -1,8 +1,14 @@
-"""What the backend and the exporter do with TensorRT itself: is it there, its log, its plans' bytes."""
+"""What backends and exporter do with TensorRT itself: is it there, its log, its plans' bytes.
+
+TensorRT comes in two flavours with one interface: TensorRT proper, and TensorRT for RTX, whose plans are built without
+a GPU and compiled for the one at hand when they first run.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,30 +16,73 @@ import torch
 
 from featinv_fast.backends.torch_ import device_problems
 from featinv_fast.engine.graphs import GraphSpec
-from featinv_fast.engine.plans import PlanInfo, PlanTarget
+from featinv_fast.engine.plans import PlanTarget
 from featinv_fast.errors import EngineIntegrityError, FeatInvError, OutOfMemoryError
-
-# The first release whose API for strongly typed networks is that of 11.x.
-OLDEST = (10, 12)
-REBUILD = "build plans here with `featinv-export --from-onnx DIR --trt`"
 
 logger = logging.getLogger(__name__)
 
 
-def tensorrt_problems(device: torch.device) -> list[str]:
-    """Why TensorRT cannot be used on `device` here; empty when it can."""
-    if not is_gpu(device):
-        return [f"TensorRT runs on NVIDIA GPUs, not on {device}"]
-    reasons = []
-    try:
-        import tensorrt
-    except Exception as error:  # noqa: BLE001 -- a missing shared library shows itself in several ways
-        reasons.append(f"tensorrt cannot be imported ({error}): pip install 'tensorrt>={OLDEST[0]}.{OLDEST[1]}'")
-    else:
-        release = tuple(int(part) for part in tensorrt.__version__.split(".")[:2])
-        if release < OLDEST:
-            reasons.append(f"TensorRT {tensorrt.__version__} is too old: install {'.'.join(map(str, OLDEST))} or newer")
-    return [*reasons, *device_problems(device)]
+def _proper() -> Any:
+    import tensorrt
+
+    return tensorrt
+
+
+def _for_rtx() -> Any:
+    import tensorrt_rtx
+
+    return tensorrt_rtx
+
+
+@dataclasses.dataclass(frozen=True)
+class Flavour:
+    """One of NVIDIA's two libraries that build and run plans.
+
+    Attributes:
+        title: its name.
+        load: imports its Python bindings.
+        oldest: the first release that will do.
+        install: what installs it.
+        rebuild: what to do about a plan that does not fit.
+    """
+
+    title: str
+    load: Callable[[], Any]
+    oldest: tuple[int, int]
+    install: str
+    rebuild: str
+
+    def import_problems(self) -> list[str]:
+        """Why the library is not here; empty when it is."""
+        try:
+            version = self.load().__version__
+        except Exception as error:  # noqa: BLE001 -- a missing shared library shows itself in several ways
+            return [f"{self.title} cannot be imported ({error}): pip install {self.install}"]
+        if tuple(int(part) for part in version.split(".")[:2]) < self.oldest:
+            return [f"{self.title} {version} is too old: install {'.'.join(map(str, self.oldest))} or newer"]
+        return []
+
+    def problems(self, device: torch.device) -> list[str]:
+        """Why it cannot run plans on `device` here; empty when it can."""
+        if not is_gpu(device):
+            return [f"{self.title} runs on NVIDIA GPUs, not on {device}"]
+        return [*self.import_problems(), *device_problems(device)]
+
+
+PROPER = Flavour(
+    title="TensorRT",
+    load=_proper,
+    oldest=(10, 12),  # the first whose API for strongly typed networks is that of 11.x
+    install="'tensorrt>=10.12'",
+    rebuild="build plans here with `featinv-export --from-onnx DIR --trt`",
+)
+RTX = Flavour(
+    title="TensorRT for RTX",
+    load=_for_rtx,
+    oldest=(1, 7),
+    install="'featinv-fast[tensorrt-rtx]'",
+    rebuild="build plans with `featinv-export --from-onnx DIR --trt-rtx`",
+)
 
 
 def is_gpu(device: torch.device) -> bool:
@@ -42,16 +91,20 @@ def is_gpu(device: torch.device) -> bool:
 
 
 def plan_target(device: torch.device) -> PlanTarget:
-    """This machine as a plan sees it. Call it only where `tensorrt_problems` finds none."""
-    import tensorrt
-
+    """This machine as a plan of TensorRT proper sees it. Call it only where `PROPER.problems` finds none."""
     properties = torch.cuda.get_device_properties(device)
     return PlanTarget(
-        tensorrt=tensorrt.__version__,
+        tensorrt=PROPER.load().__version__,
         cuda=str(torch.version.cuda),
         gpu=properties.name,
-        compute_capability=f"{properties.major}.{properties.minor}",
+        compute_capability=compute_capability(device),
     )
+
+
+def compute_capability(device: torch.device) -> str:
+    """Of a GPU that is here, e.g. "9.0"."""
+    properties = torch.cuda.get_device_properties(device)
+    return f"{properties.major}.{properties.minor}"
 
 
 class Messages:
@@ -59,19 +112,25 @@ class Messages:
 
     TensorRT cannot bear exceptions: one that comes up while it logs, Ctrl-C included, is raised by `raise_if_stopped`.
 
+    Args:
+        flavour: the library that logs.
+
     Attributes:
-        sink: the `ILogger` to give to TensorRT.
+        flavour: the same.
+        tensorrt: its module.
+        sink: the `ILogger` to give to it.
     """
 
-    def __init__(self) -> None:
-        import tensorrt
-
+    def __init__(self, flavour: Flavour = PROPER) -> None:
+        self.flavour = flavour
+        self.tensorrt: Any = flavour.load()
+        tensorrt = self.tensorrt
         severity = tensorrt.ILogger.Severity
         levels = {severity.WARNING: logging.WARNING, severity.INFO: logging.DEBUG, severity.VERBOSE: logging.DEBUG}
         errors: list[str] = []
         exceptions: list[BaseException] = []
 
-        class Sink(tensorrt.ILogger):  # type: ignore[misc]
+        class Sink(tensorrt.ILogger):  # type: ignore[misc,name-defined]
             def __init__(self) -> None:
                 tensorrt.ILogger.__init__(self)  # its bindings ask for exactly this call
 
@@ -80,7 +139,7 @@ class Messages:
                     level = levels.get(severity, logging.ERROR)
                     if level == logging.ERROR:
                         errors.append(msg)
-                    logger.log(min(level, logging.WARNING), "TensorRT: %s", msg)
+                    logger.log(min(level, logging.WARNING), "%s: %s", flavour.title, msg)
                 except BaseException as exception:  # noqa: BLE001 -- nothing may pass through TensorRT
                     exceptions.append(exception)
 
@@ -95,26 +154,31 @@ class Messages:
 
     def take(self) -> str:
         """The errors since the last call, as one line."""
-        text = "; ".join(self._errors) or "TensorRT gave no reason"
+        text = "; ".join(self._errors) or f"{self.flavour.title} gave no reason"
         self._errors.clear()
         return text
 
 
-def deserialize(content: bytes, messages: Messages, info: PlanInfo) -> Any:
+def deserialize(content: bytes, messages: Messages, file_name: str, *, host_code: bool = False) -> Any:
     """A plan's bytes as an `ICudaEngine`. Only trusted bytes: they are native code.
+
+    Args:
+        content: the bytes.
+        messages: the log of the library to load them with.
+        file_name: of the plan, for errors.
+        host_code: the plan may bring code that runs on the CPU: a version-compatible one brings the runtime that it was
+            built with.
 
     Raises:
         EngineIntegrityError: TensorRT refuses them.
         OutOfMemoryError: the plan does not fit into the GPU's memory.
     """
-    import tensorrt
-
+    tensorrt = messages.tensorrt
     runtime = tensorrt.Runtime(messages.sink)
-    # A version-compatible plan brings the runtime that it was built with.
-    runtime.engine_host_code_allowed = info.version_compatible
+    runtime.engine_host_code_allowed = host_code
     engine = runtime.deserialize_cuda_engine(content)
     if engine is None:
-        raise failure(EngineIntegrityError, f"TensorRT refuses {info.file_name}", messages)
+        raise failure(EngineIntegrityError, f"{messages.flavour.title} refuses {file_name}", messages)
     return engine
 
 
@@ -124,8 +188,7 @@ def refit(engine: Any, graph_file: Path, messages: Messages) -> None:
     Raises:
         EngineIntegrityError: the weights are not those of the plan's graph.
     """
-    import tensorrt
-
+    tensorrt = messages.tensorrt
     refitter = tensorrt.Refitter(engine, messages.sink)
     parser = tensorrt.OnnxParserRefitter(refitter, messages.sink)
     if not parser.refit_from_file(str(graph_file)) or not refitter.refit_cuda_engine():
@@ -135,14 +198,13 @@ def refit(engine: Any, graph_file: Path, messages: Messages) -> None:
         raise failure(EngineIntegrityError, f"TensorRT cannot refit the plan of {graph_file.name}", messages, text)
 
 
-def check_interface(engine: Any, spec: GraphSpec) -> None:
+def check_interface(engine: Any, spec: GraphSpec, flavour: Flavour = PROPER) -> None:
     """Compare the plan's inputs and outputs with the graph's declaration.
 
     Raises:
         EngineIntegrityError: they differ.
     """
-    import tensorrt
-
+    tensorrt = flavour.load()
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     inputs = [name for name in names if engine.get_tensor_mode(name) == tensorrt.TensorIOMode.INPUT]
     others = [name for name in names if name not in inputs]
@@ -152,7 +214,7 @@ def check_interface(engine: Any, spec: GraphSpec) -> None:
             f"the plan of {spec.name} has another interface than the graph",
             given=f"inputs {inputs}, outputs {others}, not float32: {foreign}",
             expected=f"inputs {list(spec.input_names)}, output {spec.output.name}",
-            remedy=REBUILD,
+            remedy=flavour.rebuild,
         )
 
 
@@ -162,4 +224,4 @@ def failure(kind: type[FeatInvError], problem: str, messages: Messages, text: st
     said = "; ".join(part for part in (text, messages.take()) if part)
     if "outofmemory" in said.lower().replace(" ", ""):
         return OutOfMemoryError(problem, given=said, remedy="free memory, or build the plan with a smaller --max-batch")
-    return kind(problem, given=said, remedy=REBUILD)
+    return kind(problem, given=said, remedy=messages.flavour.rebuild)

@@ -11,6 +11,7 @@ import torch
 from featinv_fast.backends import BACKENDS, Request, preferred, reasons_against
 from featinv_fast.commands.measuring import package_versions, processor
 from featinv_fast.engine import EngineFolder
+from featinv_fast.engine.manifest import BUILT
 from featinv_kernels import support_table
 
 
@@ -48,6 +49,7 @@ def doctor(engine: EngineFolder | None = None) -> dict[str, Any]:
             "name": manifest.name,
             "precision": str(manifest.precision),
             "unchecked": list(manifest.unchecked()),
+            "unexecuted": list(manifest.unexecuted()),
             "files": {name: info.size for name, info in manifest.files.items()},
         }
         report["backends"] = {device.type: reasons_against(Request(engine=engine, device=device)) for device in devices}
@@ -74,6 +76,7 @@ def describe(report: dict[str, Any]) -> str:
             f"engine {engine['path']}",
             f"  {engine['name']}, {engine['precision']}, {size:,.0f} MiB, every byte as exported",
             *(f"  unchecked, compared with the plain model by nobody: {name}" for name in engine["unchecked"]),
+            *(f"  {BUILT}: {name}" for name in engine["unexecuted"]),
         ]
     lines += ["", "backends for this engine" if "engine" in report else "backends"]
     for device, backends in report["backends"].items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
 from featinv_fast.config import (
@@ -24,7 +24,7 @@ from featinv_fast.config import (
     to_dict,
 )
 from featinv_fast.engine.graphs import GraphSpec, graph_specs
-from featinv_fast.engine.plans import BATCHES, PLAN_SUFFIX, PlanInfo
+from featinv_fast.engine.plans import BATCHES, PLAN_SUFFIX, RTX_PLAN_SUFFIX, PlanInfo, RtxPlanInfo
 from featinv_fast.errors import ConfigError, EngineFormatError
 
 FORMAT_VERSION = 3
@@ -35,6 +35,10 @@ CHECKSUM_NAME = "manifest.json.sha256"
 
 # What compares the files of graphs, by their suffix.
 CHECKED_BY = {".onnx": "onnxruntime", ".pt2": "aoti", PLAN_SUFFIX: "tensorrt"}
+# What runs the files that may be built where nothing can run them, of graphs that were compared.
+EXECUTED_BY = {RTX_PLAN_SUFFIX: "tensorrt-rtx"}
+# What is said of these until something does.
+BUILT = "built, not executed"
 
 
 # Of a comparison; NaN and infinity are none that passes.
@@ -190,6 +194,7 @@ class Manifest(Limited):
         tensorrt_parsers: the releases of TensorRT whose ONNX parser reads every graph, in words, e.g. "10.0 and newer";
             `None` where there are no ONNX graphs.
         plans: what its TensorRT plans were built for.
+        rtx_plans: what its plans of TensorRT for RTX were built for.
         aoti: what the AOTInductor packages were compiled for; `None` where there are none.
         source: the checkpoint.
         tools: versions of what made the engine.
@@ -215,6 +220,7 @@ class Manifest(Limited):
     parity: tuple[ParityInfo, ...] = ()
     tensorrt_parsers: str | None = None
     plans: tuple[PlanInfo, ...] = ()
+    rtx_plans: tuple[RtxPlanInfo, ...] = ()
     aoti: AotiInfo | None = None
     source: SourceInfo
     tools: dict[str, str]
@@ -223,9 +229,10 @@ class Manifest(Limited):
     def __post_init__(self) -> None:
         super().__post_init__()
         graphs = self.graph_specs()  # raises ConfigError when the sizes contradict one another
-        planned = [plan.graph for plan in self.plans]
-        if len(set(planned)) != len(planned) or not set(planned) <= set(graphs):
-            raise ConfigError("the plans are not those of the graphs", given=planned, expected=sorted(graphs))
+        for plans in (self.plans, self.rtx_plans):
+            planned = [plan.graph for plan in plans]
+            if len(set(planned)) != len(planned) or not set(planned) <= set(graphs):
+                raise ConfigError("the plans are not those of the graphs", given=planned, expected=sorted(graphs))
 
     def unchecked(self, names: Collection[str] | None = None) -> tuple[str, ...]:
         """Files of graphs that nobody compared with the plain model; `parity` has the reasons.
@@ -233,11 +240,18 @@ class Manifest(Limited):
         Args:
             names: of an engine that is not installed yet, its files; otherwise those that are listed.
         """
+        return self._not_passed(CHECKED_BY, names)
+
+    def unexecuted(self, names: Collection[str] | None = None) -> tuple[str, ...]:
+        """Files that were built of graphs that were compared, and did not run themselves yet; see `unchecked`."""
+        return self._not_passed(EXECUTED_BY, names)
+
+    def _not_passed(self, backends: Mapping[str, str], names: Collection[str] | None) -> tuple[str, ...]:
         names = self.files if names is None else names
         passed = {(info.graph, info.backend) for info in self.parity if info.status is ParityStatus.PASSED}
         return tuple(
             graph + suffix
-            for suffix, backend in CHECKED_BY.items()
+            for suffix, backend in backends.items()
             for graph in self.graph_specs()
             if graph + suffix in names and (graph, backend) not in passed
         )

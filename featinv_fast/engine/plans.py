@@ -11,6 +11,10 @@ from featinv_fast.config import Between, Limited, Precision
 from featinv_fast.errors import ConfigError
 
 PLAN_SUFFIX = ".plan"
+RTX_PLAN_SUFFIX = ".rtxplan"
+# The compute capabilities that TensorRT for RTX 1.7 builds our graphs for: A100, Ampere, Ada, Blackwell (RTX and GB10).
+# For Turing (7.5) it has no fp32 matrix products, and the time embedding is fp32 in every precision.
+RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")
 # Images in one call: far beyond what any memory holds.
 BATCHES = Between(1, 65_536)
 
@@ -129,26 +133,95 @@ class PlanInfo(Limited):
 
     def staleness(self, *, precision: Precision, graph_sha256: str | None, weights_sha256: str | None) -> list[str]:
         """Why this plan is not one of an engine with these files any more; empty when it is."""
+        # One that is stripped takes whatever weights lie beside it.
+        own = self.weights_sha256 if self.weights is PlanWeights.STRIPPED else weights_sha256
+        return _staleness(self, precision, graph_sha256, own)
+
+    def differences(self, other: PlanInfo | RtxPlanInfo) -> list[str]:
+        """The fields in which two plans differ, each with both values."""
+        return _differences(self, other)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RtxPlanInfo(Limited):
+    """One plan of TensorRT for RTX: everything that its content depends on. It needs no GPU to be built.
+
+    Attributes:
+        graph: name of the graph.
+        tensorrt_rtx: version of the library, e.g. "1.7.1.116".
+        capabilities: compute capabilities of the GPUs that it is for, of `RTX_CAPABILITIES`, in that order.
+        precision: of the graph.
+        profiles: batch sizes; the order is that of the plan's optimisation profiles. Empty for a graph without a batch.
+        graph_sha256: of the `.onnx` file that it was built from, which is the one that was compared with the model.
+        weights_sha256: of the weight file.
+    """
+
+    graph: str
+    tensorrt_rtx: str
+    capabilities: tuple[str, ...]
+    precision: Precision
+    profiles: tuple[BatchProfile, ...]
+    graph_sha256: str
+    weights_sha256: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ordered = tuple(name for name in RTX_CAPABILITIES if name in self.capabilities)
+        if not self.capabilities or self.capabilities != ordered:
+            raise ConfigError(
+                "TensorRT for RTX has no plans for these GPUs",
+                given=", ".join(self.capabilities) or "none",
+                expected=f"compute capabilities of {', '.join(RTX_CAPABILITIES)}, each once and in this order",
+            )
+
+    @property
+    def file_name(self) -> str:
+        """The plan's name in an engine folder."""
+        return self.graph + RTX_PLAN_SUFFIX
+
+    def problems_on(self, capability: str, version: str) -> list[str]:
+        """Why this plan does not run on a GPU of this compute capability with this release; empty when it does."""
         reasons = []
-        if self.precision != precision:
-            reasons.append(f"it computes in {self.precision}, the engine in {precision}")
-        if graph_sha256 is not None and self.graph_sha256 != graph_sha256:
-            reasons.append("it was built from another graph")
-        if self.weights is not PlanWeights.STRIPPED and self.weights_sha256 != weights_sha256:
-            reasons.append("it was built from other weights")
+        if capability not in self.capabilities:
+            known = ", ".join(self.capabilities)
+            proper = "" if capability in RTX_CAPABILITIES else ", which TensorRT proper serves (--trt)"
+            reasons.append(f"it is for compute capability {known}, this is {capability}{proper}")
+        if version != self.tensorrt_rtx:
+            reasons.append(f"it is for TensorRT for RTX {self.tensorrt_rtx}, this is {version}")
         return reasons
 
-    def differences(self, other: PlanInfo) -> list[str]:
+    def staleness(self, *, precision: Precision, graph_sha256: str | None, weights_sha256: str | None) -> list[str]:
+        """Why this plan is not one of an engine with these files any more; empty when it is."""
+        return _staleness(self, precision, graph_sha256, weights_sha256)
+
+    def differences(self, other: PlanInfo | RtxPlanInfo) -> list[str]:
         """The fields in which two plans differ, each with both values."""
-        mine, others = _flat(self), _flat(other)
-        return [f"{name} {others[name]} instead of {value}" for name, value in mine.items() if others[name] != value]
+        return _differences(self, other)
 
 
-def _flat(info: PlanInfo) -> dict[str, str]:
+def _staleness(
+    plan: PlanInfo | RtxPlanInfo, precision: Precision, graph_sha256: str | None, weights_sha256: str | None
+) -> list[str]:
+    reasons = []
+    if plan.precision != precision:
+        reasons.append(f"it computes in {plan.precision}, the engine in {precision}")
+    if graph_sha256 is not None and plan.graph_sha256 != graph_sha256:
+        reasons.append("it was built from another graph")
+    if plan.weights_sha256 != weights_sha256:
+        reasons.append("it was built from other weights")
+    return reasons
+
+
+def _differences(one: PlanInfo | RtxPlanInfo, other: PlanInfo | RtxPlanInfo) -> list[str]:
+    mine, others = _flat(one), _flat(other)
+    return [f"{name} {others[name]} instead of {value}" for name, value in mine.items() if others[name] != value]
+
+
+def _flat(info: PlanInfo | RtxPlanInfo) -> dict[str, str]:
     values = {field.name: getattr(info, field.name) for field in dataclasses.fields(info)}
-    target = values.pop("target")
+    target = dataclasses.asdict(values.pop("target")) if "target" in values else {}
     values["profiles"] = " ".join(map(str, info.profiles)) or "none"
-    return {name: str(value) for name, value in (dataclasses.asdict(target) | values).items()}
+    return {name: str(value) for name, value in (target | values).items()}
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -10,10 +10,11 @@ from featinv_export.targets.aoti_ import AotiTarget
 from featinv_export.targets.base import PlansTarget, Target
 from featinv_export.targets.onnx_ import OnnxTarget
 from featinv_export.targets.tensorrt_ import TensorrtTarget
+from featinv_export.targets.tensorrt_rtx import TensorrtRtxTarget
 from featinv_fast.engine import EngineFolder
 
 # In the order in which they are made: plans are built of graphs.
-TARGETS: tuple[type[Target], ...] = (OnnxTarget, AotiTarget, TensorrtTarget)
+TARGETS: tuple[type[Target], ...] = (OnnxTarget, AotiTarget, TensorrtTarget, TensorrtRtxTarget)
 
 
 def asked(options: ExportOptions) -> list[Target]:

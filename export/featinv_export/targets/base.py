@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import abc
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from featinv_export.options import ExportOptions
-from featinv_export.parity import Candidate, Case, Comparison, not_run
+from featinv_export.parity import Candidate, Case, Comparison, not_run, run_all
 from featinv_export.progress import Steps
+from featinv_fast.backends.base import Session
+from featinv_fast.backends.tensorrt_ import Plan
 from featinv_fast.config import Precision
 from featinv_fast.engine import EngineFolder
 from featinv_fast.engine.plans import BatchProfile
@@ -118,9 +120,16 @@ class PlansTarget(Target):
 
     Attributes:
         profiles: the batch sizes that they are built for.
+        plans: what is recorded of them, once there are any.
     """
 
     profiles: tuple[BatchProfile, ...]
+    plans: tuple[Plan, ...]
+
+    @classmethod
+    @abc.abstractmethod
+    def of(cls, options: Any, optimal_batch: int, max_batch: int) -> Self:
+        """The plans that `options` ask for, of an engine with these batch sizes."""
 
     def steps(self, graphs: int) -> tuple[int, int]:
         """One for each plan, and one for the check of all."""
@@ -129,3 +138,12 @@ class PlansTarget(Target):
     def space(self, weights: int) -> int:
         """The plans of the two denoisers hold most of the weights each."""
         return 2 * weights
+
+    def run_profiles(
+        self, candidate: Candidate, cases: Sequence[Case], make_session: Callable[[], Session]
+    ) -> list[Comparison]:
+        """Run those cases whose batch the plans take."""
+        largest = max(profile.maximum for plan in self.plans for profile in plan.profiles)
+        results = run_all(candidate, self.backend, [case for case in cases if case.batch <= largest], make_session)
+        beyond = [case for case in cases if case.batch > largest]
+        return results + not_run(self.backend, beyond, f"the plans take a batch of {largest} at most")

@@ -12,7 +12,7 @@ from typing import Any
 
 from featinv_export.external_data import require_own_weights
 from featinv_export.options import ExportOptions
-from featinv_export.parity import Candidate, Case, Comparison, not_run, run_all
+from featinv_export.parity import Candidate, Case, Comparison
 from featinv_export.progress import Steps
 from featinv_export.targets.base import PlansTarget
 from featinv_export.tensorrt_ import plans
@@ -21,7 +21,7 @@ from featinv_export.tensorrt_.options import PlanOptions
 from featinv_fast.backends import Request
 from featinv_fast.backends.onnxruntime_ import SUFFIX as ONNX_SUFFIX
 from featinv_fast.backends.tensorrt_ import TensorrtBackend, TensorrtSession, stale_reasons
-from featinv_fast.backends.tensorrt_plan import plan_target, tensorrt_problems
+from featinv_fast.backends.tensorrt_plan import PROPER, plan_target
 from featinv_fast.backends.torch_ import WEIGHT_FILE
 from featinv_fast.config import Precision
 from featinv_fast.engine import EngineFolder
@@ -103,10 +103,7 @@ class TensorrtTarget(PlansTarget):
             device=plans.GPU,
             precision=candidate.precision,
         )
-        largest = max(profile.maximum for plan in self.plans for profile in plan.profiles)
-        results = run_all(candidate, self.backend, [case for case in cases if case.batch <= largest], session)
-        beyond = [case for case in cases if case.batch > largest]
-        return results + not_run(self.backend, beyond, f"the plans take a batch of {largest} at most")
+        return self.run_profiles(candidate, cases, session)
 
     def entries(self) -> dict[str, Any]:
         return {"plans": self.plans}
@@ -124,7 +121,7 @@ def _refit_plans(engine: EngineFolder, folder: Path) -> tuple[PlanInfo, ...]:
         if plan.weights is PlanWeights.FIXED:
             reasons.append("it was not built with --refittable or --stripped")
         elif plan.weights is PlanWeights.REFITTABLE:
-            reasons += tensorrt_problems(plans.GPU) or plan.problems_on(plan_target(plans.GPU))
+            reasons += PROPER.problems(plans.GPU) or plan.problems_on(plan_target(plans.GPU))
             reasons += distrust(engine, [plan.file_name])
         if reasons:
             logger.warning("%s is left out: %s", plan.file_name, "; ".join(reasons))
@@ -143,7 +140,7 @@ def _refit_plans(engine: EngineFolder, folder: Path) -> tuple[PlanInfo, ...]:
 
 def _problems(engine: EngineFolder, own: Sequence[PlanInfo]) -> list[str]:
     """Why these plans of an engine, refitted or not, cannot be run here to check them, or must not be."""
-    problems = tensorrt_problems(plans.GPU)
+    problems = PROPER.problems(plans.GPU)
     if not problems:
         target = plan_target(plans.GPU)
         problems = [f"{plan.file_name}: {reason}" for plan in own for reason in plan.problems_on(target)]

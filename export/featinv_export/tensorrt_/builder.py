@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from featinv_export.tensorrt_.monitor import make_monitor
-from featinv_fast.backends.tensorrt_plan import Messages, deserialize, failure, refit
+from featinv_fast.backends.tensorrt_plan import PROPER, RTX, Messages, deserialize, failure, refit
 from featinv_fast.engine.graphs import GraphSpec
-from featinv_fast.engine.plans import BatchProfile, HardwareCompatibility, PlanInfo, PlanWeights
+from featinv_fast.engine.plans import BatchProfile, HardwareCompatibility, PlanInfo, PlanWeights, RtxPlanInfo
 from featinv_fast.errors import ExportError
 
 logger = logging.getLogger(__name__)
@@ -53,30 +53,67 @@ def build_plan(
         OutOfMemoryError: the GPU's memory is exhausted.
         KeyboardInterrupt: Ctrl-C; the build was stopped at its next step.
     """
-    import tensorrt
+    messages = Messages(PROPER)
+    caches: list[Any] = []
 
-    messages = Messages()
+    def configure(config: Any) -> None:
+        _configure(messages.tensorrt, config, info)
+        caches.append(_timings(config, timing_cache))
+
+    flags = _network_flags(messages.tensorrt)
+    plan = _build(messages, graph_file, spec, info, flags=flags, configure=configure, report=report)
+    return Built(plan, bytes(memoryview(caches[0].serialize())))
+
+
+def build_rtx_plan(
+    graph_file: Path, spec: GraphSpec, info: RtxPlanInfo, *, report: Callable[[str], None] = lambda _: None
+) -> bytes:
+    """Build a plan of TensorRT for RTX, for every GPU that `info` names; see `build_plan`. No GPU is needed."""
+    messages = Messages(RTX)
+    tensorrt = messages.tensorrt
+
+    def configure(config: Any) -> None:
+        config.clear_flag(tensorrt.BuilderFlag.TF32)  # see `_configure`
+        config.num_compute_capabilities = len(info.capabilities)
+        for place, capability in enumerate(info.capabilities):
+            generation = getattr(tensorrt.ComputeCapability, f"SM{capability.replace('.', '')}")
+            config.set_compute_capability(generation, place)
+
+    return _build(messages, graph_file, spec, info, flags=0, configure=configure, report=report)
+
+
+def _build(
+    messages: Messages,
+    graph_file: Path,
+    spec: GraphSpec,
+    info: PlanInfo | RtxPlanInfo,
+    *,
+    flags: int,
+    configure: Callable[[Any], None],
+    report: Callable[[str], None],
+) -> bytes:
+    """What building a plan is in both flavours: `flags` are the network's, `configure` sets up the rest."""
+    tensorrt, title = messages.tensorrt, messages.flavour.title
     builder = tensorrt.Builder(messages.sink)
-    network = builder.create_network(_network_flags(tensorrt))
-    _parse(tensorrt, network, graph_file, messages)
-    _check_network(tensorrt, network, spec)
+    network = builder.create_network(flags)
+    _parse(messages, network, graph_file)
+    _check_network(messages, network, spec)
     config = builder.create_builder_config()
-    _configure(tensorrt, config, info)
+    configure(config)
     for ranges in shape_profiles(spec, info.profiles):
         profile = builder.create_optimization_profile()
         for name, (minimum, optimum, maximum) in ranges.items():
             profile.set_shape(name, minimum, optimum, maximum)
         if config.add_optimization_profile(profile) < 0:
-            raise failure(ExportError, f"TensorRT refuses a profile of {spec.name}", messages, str(ranges))
-    timings = _timings(config, timing_cache)
-    monitor = make_monitor(report)
+            raise failure(ExportError, f"{title} refuses a profile of {spec.name}", messages, str(ranges))
+    monitor = make_monitor(tensorrt, report)
     config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     monitor.raise_if_stopped()
     messages.raise_if_stopped()
     if plan is None:
-        raise failure(ExportError, f"TensorRT cannot build {info.file_name}", messages)
-    return Built(bytes(memoryview(plan)), bytes(memoryview(timings.serialize())))
+        raise failure(ExportError, f"{title} cannot build {info.file_name}", messages)
+    return bytes(memoryview(plan))
 
 
 def refitted_plan(plan: bytes, graph_file: Path, info: PlanInfo) -> bytes:
@@ -90,10 +127,9 @@ def refitted_plan(plan: bytes, graph_file: Path, info: PlanInfo) -> bytes:
     Raises:
         EngineIntegrityError: TensorRT refuses the plan, or the weights are not those of its graph.
     """
-    import tensorrt
-
-    messages = Messages()
-    engine = deserialize(plan, messages, info)
+    messages = Messages(PROPER)
+    tensorrt = messages.tensorrt
+    engine = deserialize(plan, messages, info.file_name, host_code=info.version_compatible)
     refit(engine, graph_file, messages)
     config = engine.create_serialization_config()
     config.set_flag(tensorrt.SerializationFlag.INCLUDE_REFIT)  # otherwise it could not be refitted again
@@ -128,17 +164,19 @@ def _network_flags(tensorrt: Any) -> int:
     return 1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
-def _parse(tensorrt: Any, network: Any, graph_file: Path, messages: Messages) -> None:
+def _parse(messages: Messages, network: Any, graph_file: Path) -> None:
+    tensorrt = messages.tensorrt
     parser = tensorrt.OnnxParser(network, messages.sink)
     if parser.parse_from_file(str(graph_file)):
         return
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     text = "; ".join(f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in errors[:10])
-    raise failure(ExportError, f"TensorRT cannot read {graph_file.name}", messages, text)
+    raise failure(ExportError, f"{messages.flavour.title} cannot read {graph_file.name}", messages, text)
 
 
-def _check_network(tensorrt: Any, network: Any, spec: GraphSpec) -> None:
+def _check_network(messages: Messages, network: Any, spec: GraphSpec) -> None:
     """The runtime's buffers come from the spec, so the network must have its names and float32 throughout."""
+    tensorrt = messages.tensorrt
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
     given = ([tensor.name for tensor in inputs], [tensor.name for tensor in outputs])
@@ -146,7 +184,7 @@ def _check_network(tensorrt: Any, network: Any, spec: GraphSpec) -> None:
     foreign = [tensor.name for tensor in (*inputs, *outputs) if tensor.dtype != tensorrt.DataType.FLOAT]
     if given != expected or foreign:
         raise ExportError(
-            f"TensorRT reads another interface from the graph {spec.name}",
+            f"{messages.flavour.title} reads another interface from the graph {spec.name}",
             given=f"{given}, not float32: {foreign}",
             expected=expected,
             remedy="this is a bug: please report it with the version of TensorRT",

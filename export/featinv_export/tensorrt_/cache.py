@@ -20,11 +20,14 @@ from featinv_fast.config import from_dict, to_dict
 from featinv_fast.engine.files import hash_files
 from featinv_fast.engine.lock import exclusive_lock
 from featinv_fast.engine.manifest import FileInfo
-from featinv_fast.engine.plans import PlanInfo, PlanTarget, PlanWeights
+from featinv_fast.engine.plans import PlanInfo, PlanTarget, PlanWeights, RtxPlanInfo
 from featinv_fast.engine.trust import note_built_here
 from featinv_fast.errors import FeatInvError
 
 logger = logging.getLogger(__name__)
+
+# What a plan is for.
+Info = PlanInfo | RtxPlanInfo
 
 PLAN, RECORD = "plan", "record.json"
 # A change of what the builder does with the same options makes old plans others.
@@ -41,7 +44,7 @@ class PlanCache:
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "plans"
 
-    def fetch(self, info: PlanInfo, shapes: Sequence[Any], destination: Path) -> bool:
+    def fetch(self, info: Info, shapes: Sequence[Any], destination: Path) -> bool:
         """Copy the plan to `destination` and say whether there was one. A damaged one is set aside.
 
         Args:
@@ -62,7 +65,7 @@ class PlanCache:
             return self._quarantine(entry, f"{found.size} bytes of another content instead of {stored.size}")
         return True
 
-    def store(self, info: PlanInfo, shapes: Sequence[Any], plan: bytes) -> None:
+    def store(self, info: Info, shapes: Sequence[Any], plan: bytes) -> None:
         """Keep a plan that was just built, and note that it was built here.
 
         Raises:
@@ -82,12 +85,12 @@ class PlanCache:
                 shutil.rmtree(entry)
             partial.rename(entry)
 
-    def why_missing(self, info: PlanInfo) -> str:
+    def why_missing(self, info: Info) -> str:
         """Why there is no plan for `info`: the fields in which the nearest plan of its graph differs."""
         found: list[list[str]] = []
         for record in sorted(self._folder.glob(f"*/{RECORD}")):
             try:
-                other = from_dict(PlanInfo, json.loads(record.read_text(encoding="utf-8"))["info"])
+                other = from_dict(type(info), json.loads(record.read_text(encoding="utf-8"))["info"])
             except (OSError, ValueError, KeyError, FeatInvError):
                 continue
             if other.graph == info.graph:
@@ -125,17 +128,20 @@ class TimingCache:
             return b""
 
     def write(self, content: bytes) -> None:
-        """Replace what is known, in one step."""
-        self._file.parent.mkdir(parents=True, exist_ok=True)
+        """Replace what is known, in one step; where that is impossible, later builds measure again."""
         partial = self._file.with_name(f".{self._file.name}.{secrets.token_hex(4)}")
-        partial.write_bytes(content)
-        partial.replace(self._file)
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(content)
+            partial.replace(self._file)
+        except OSError as error:
+            logger.warning("kernel times are not kept for later builds: %s", error)
 
 
-def plan_key(info: PlanInfo, shapes: Sequence[Any]) -> str:
+def plan_key(info: Info, shapes: Sequence[Any]) -> str:
     """A hash of everything that a plan's content depends on."""
     content = to_dict(info)
-    if info.weights is PlanWeights.STRIPPED:
+    if isinstance(info, PlanInfo) and info.weights is PlanWeights.STRIPPED:
         del content["weights_sha256"]
     document = json.dumps({"builder": BUILDER_VERSION, "shapes": shapes, **content}, sort_keys=True)
     return hashlib.sha256(document.encode()).hexdigest()

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 
-def make_monitor(report: Callable[[str], None]) -> Any:
-    """An `IProgressMonitor` that tells `report` the outermost phase of the build and how far it is.
+def make_monitor(tensorrt: Any, report: Callable[[str], None]) -> Any:
+    """An `IProgressMonitor` of the module `tensorrt`: tells `report` the outermost phase of a build and how far it is.
 
     TensorRT calls it from threads of its own and cannot bear exceptions: one that comes up, Ctrl-C included, stops the
     build and is raised by `raise_if_stopped` once TensorRT has returned.
     """
-    import tensorrt
 
     class Monitor(tensorrt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
