@@ -36,6 +36,11 @@ def script(name: str, *arguments: object) -> list[str]:
     return [sys.executable, str(BENCHMARKS / name), *(str(a) for a in arguments)]
 
 
+def command(*arguments: object) -> list[str]:
+    """The command line of `featinv-export`, as users run it."""
+    return [str(Path(sysconfig.get_path("scripts")) / "featinv-export"), *(str(a) for a in arguments)]
+
+
 def memory(measured: Measured) -> dict[str, float]:
     """The memory entries of a row."""
     return {
@@ -65,10 +70,9 @@ def compared(engine: Path) -> dict[str, dict[str, Any]]:
 
 
 def export(checkpoint: Path, engine: Path, precision: str, threads: int) -> dict[str, Any]:
-    """Export with the command that users run."""
-    command = Path(sysconfig.get_path("scripts")) / "featinv-export"
+    """Export it with ONNX graphs."""
     options = ["--ckpt", checkpoint, "--out", engine, "--onnx", "--precision", precision, "--force"]
-    measured = run_measured([str(command), *(str(o) for o in options)], threads)
+    measured = run_measured(command(*options), threads)
     return {
         "what": "featinv-export --onnx",
         "dtype": precision,

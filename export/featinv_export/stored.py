@@ -38,6 +38,11 @@ def stored_cases(candidate: Candidate) -> list[Case]:
     return cases
 
 
+def unknown_cases(specs: Mapping[str, GraphSpec]) -> list[Case]:
+    """The places of all cases, for what cannot be run: without inputs and results, which would take minutes."""
+    return [Case(name, batch, (), torch.empty(0)) for batch in BATCHES for name in specs]
+
+
 def _in_order(specs: Mapping[str, GraphSpec]) -> dict[str, GraphSpec]:
     """The graphs, those first whose results others take."""
     return {name: specs[name] for name in sorted(specs, key=lambda name: name.startswith("denoiser"))}

@@ -121,10 +121,12 @@ class PlansTarget(Target):
     Attributes:
         profiles: the batch sizes that they are built for.
         plans: what is recorded of them, once there are any.
+        reasons: why they do not run here, once there are any.
     """
 
     profiles: tuple[BatchProfile, ...]
     plans: tuple[Plan, ...]
+    reasons: tuple[str, ...]
 
     @classmethod
     @abc.abstractmethod
