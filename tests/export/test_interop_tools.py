@@ -5,6 +5,7 @@ Each runs in a process of its own in which neither this project nor torch can be
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -16,14 +17,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from featinv_export.exporter import write_graphs
+from featinv_export.parity import Candidate
+from featinv_export.targets.onnx_ import write_graphs
 from featinv_export.trt_parser_support import check_graphs
 from featinv_fast import demo
 from featinv_fast.backends import Request, load
 from featinv_fast.backends.torch_ import WEIGHT_FILE
 from featinv_fast.config import Precision
 from featinv_fast.engine import EngineFolder, GraphSpec, open_engine
-from featinv_fast.rewrites.engine_model import EngineModel, storage_dtypes
 
 SCRIPT = Path(__file__).with_name("run_elsewhere.py")
 TOOLS = ("onnxruntime", "openvino", "reference")
@@ -161,9 +162,8 @@ def test_other_tools_compute_the_built_in_engines(
         for graph in specs:
             shutil.copyfile(engine.path / f"{graph}.onnx", tmp_path / f"{graph}.onnx")
     else:
-        structure = EngineModel.empty(manifest.model)
-        dtypes = storage_dtypes(structure, precision, manifest.kept_fp32)
-        write_graphs(structure, dtypes, specs, tmp_path, lambda _: None)
+        candidate = Candidate.of_engine(dataclasses.replace(manifest, precision=precision, storage=None), tmp_path)
+        write_graphs(dataclasses.replace(candidate, specs=specs), lambda _: None)
     assert check_graphs([tmp_path / f"{graph}.onnx" for graph in specs], "10.0") == []
     cases = random_cases(specs, batches=(2,))
     expected = compute_here(engine, cases)
