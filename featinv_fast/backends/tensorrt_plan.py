@@ -40,13 +40,15 @@ class Flavour:
 
     Attributes:
         title: its name.
-        load: imports its Python bindings.
+        package: that of its Python bindings.
+        load: imports them.
         oldest: the first release that will do.
         install: what installs it.
         rebuild: what to do about a plan that does not fit.
     """
 
     title: str
+    package: str
     load: Callable[[], Any]
     oldest: tuple[int, int]
     install: str
@@ -57,7 +59,7 @@ class Flavour:
         try:
             version = self.load().__version__
         except Exception as error:  # noqa: BLE001 -- a missing shared library shows itself in several ways
-            return [f"{self.title} cannot be imported ({error}): pip install {self.install}"]
+            return [f"{self.package} cannot be imported ({error}): pip install {self.install}"]
         if tuple(int(part) for part in version.split(".")[:2]) < self.oldest:
             return [f"{self.title} {version} is too old: install {'.'.join(map(str, self.oldest))} or newer"]
         return []
@@ -71,6 +73,7 @@ class Flavour:
 
 PROPER = Flavour(
     title="TensorRT",
+    package="tensorrt",
     load=_proper,
     oldest=(10, 12),  # the first whose API for strongly typed networks is that of 11.x
     install="'tensorrt>=10.12'",
@@ -78,6 +81,7 @@ PROPER = Flavour(
 )
 RTX = Flavour(
     title="TensorRT for RTX",
+    package="tensorrt_rtx",
     load=_for_rtx,
     oldest=(1, 7),
     install="'featinv-fast[tensorrt-rtx]'",

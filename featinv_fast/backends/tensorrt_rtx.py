@@ -84,10 +84,10 @@ class RtxSession(TensorrtSession):
         return deserialize(content, self._messages, info.file_name)
 
     def _context(self, graph: str, engine: Any) -> Any:
-        tensorrt = self._messages.tensorrt
+        tensorrt_rtx = self._messages.tensorrt
         config = engine.create_runtime_config()
-        config.cuda_graph_strategy = tensorrt.CudaGraphStrategy.DISABLED
-        strategies = tensorrt.DynamicShapesKernelSpecializationStrategy
+        config.cuda_graph_strategy = tensorrt_rtx.CudaGraphStrategy.DISABLED
+        strategies = tensorrt_rtx.DynamicShapesKernelSpecializationStrategy
         config.dynamic_shapes_kernel_specialization_strategy = getattr(strategies, self.specialization)
         if graph not in self._kernels:
             kernels = self._kernels[graph] = config.create_runtime_cache()

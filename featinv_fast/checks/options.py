@@ -10,11 +10,19 @@ from featinv_fast.checks.values import choice, count
 from featinv_fast.errors import ArgumentError
 
 # The backends, in the order in which `featinv doctor` lists them; featinv_fast.backends has what they are.
-BACKENDS = ("torch", "onnxruntime", "onnxruntime-cuda-graphs", "onnxruntime-tensorrt", "tensorrt", "aoti")
+BACKENDS = (
+    "torch",
+    "onnxruntime",
+    "onnxruntime-cuda-graphs",
+    "onnxruntime-tensorrt",
+    "tensorrt",
+    "tensorrt-rtx",
+    "aoti",
+)
 CUDA_GRAPHS = ("auto", "off", "step", "loop")
 TORCH = "torch"
 # Backends without work on the CPU's threads.
-WITHOUT_THREADS = ("tensorrt",)
+WITHOUT_THREADS = ("tensorrt", "tensorrt-rtx")
 
 
 def flag(name: str) -> str:

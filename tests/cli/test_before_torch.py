@@ -148,7 +148,7 @@ FAULTS = [
     Fault(INVERT + " --sampler lcm --eta 0.5", 2, "has no eta"),
     Fault(BENCH + " --backends onnxruntime --compiled", 2, "torch among the backends"),
     Fault(BENCH + " --backends tensorrt --threads 2", 2, "leave out --threads"),
-    Fault(EXPORT + " --no-build --opt-level 5", 2, "add --trt"),
+    Fault(EXPORT + " --no-build --opt-level 5", 2, "--trt or --trt-rtx as well"),
     Fault(EXPORT + " --trt --no-build --timing-cache t", 2, "leave out --timing-cache"),
     Fault("featinv-export --verify {engine} --onnx", 2, "--onnx"),
     Fault("featinv-export --inspect {engine} --force", 2, "--force"),

@@ -72,3 +72,9 @@ def describe(release: str, stubs: Path) -> dict[str, Any]:
     description = json.loads(run(release, "describe_bindings.py", stubs))
     assert description["version"].startswith(f"{release}."), description["version"]
     return description
+
+
+def describe_rtx() -> dict[str, Any]:
+    """The same of TensorRT for RTX, whose own libraries load without a GPU."""
+    command = [sys.executable, HERE / "describe_bindings.py", "tensorrt_rtx"]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)

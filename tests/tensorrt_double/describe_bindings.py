@@ -1,6 +1,6 @@
 """Describe the classes of TensorRT's Python bindings as JSON: run in a process that can import them.
 
-    python describe_bindings.py > description.json
+    python describe_bindings.py [tensorrt_rtx] > description.json
 
 Signatures are what pybind11 writes into docstrings; there is no other source of them.
 """
@@ -8,12 +8,13 @@ Signatures are what pybind11 writes into docstrings; there is no other source of
 from __future__ import annotations
 
 import enum
+import importlib
 import json
 import re
 import sys
 
-import tensorrt_bindings
-
+NAME = sys.argv[1] if len(sys.argv) > 1 else "tensorrt"
+BINDINGS = importlib.import_module(f"{NAME}_bindings" if NAME == "tensorrt" else NAME)
 SIGNATURE = re.compile(r"^(?:\d+\. )?(\w+)\((.*)\) -> (.+)$")
 PROPERTY = re.compile(r"^\((?:self|arg0): [^)]*\) -> (.+)$")
 
@@ -28,7 +29,7 @@ def describe(cls: type) -> dict[str, object]:
     if members is not None:
         return {"enum": {name: int(value) for name, value in members.items()}}
     result: dict[str, object] = {
-        "bases": [base.__name__ for base in cls.__mro__[1:] if base.__module__.startswith("tensorrt_bindings")],
+        "bases": [base.__name__ for base in cls.__mro__[1:] if base.__module__.startswith(f"{NAME}_bindings")],
         "constructors": signatures(cls.__init__),
         "methods": {},
         "properties": {},
@@ -47,13 +48,13 @@ def describe(cls: type) -> dict[str, object]:
 
 def main() -> None:
     classes = {}
-    for name, value in vars(tensorrt_bindings).items():
-        if isinstance(value, type) and value.__module__.startswith("tensorrt_bindings"):
+    for name, value in vars(BINDINGS).items():
+        if isinstance(value, type) and value.__module__.startswith(f"{NAME}_bindings"):
             classes[name] = describe(value)
             for inner, nested in vars(value).items():
                 if isinstance(nested, type):
                     classes[f"{name}.{inner}"] = describe(nested)
-    json.dump({"version": tensorrt_bindings.__version__, "classes": classes}, sys.stdout)
+    json.dump({"version": BINDINGS.__version__, "classes": classes}, sys.stdout)
 
 
 main()

@@ -210,5 +210,6 @@ def parse(parameters: str) -> list[tuple[str, str, str | None]]:
 
 def plain(kind: str) -> str:
     """A type without the names of the spaces it lives in."""
-    kind = re.sub(r"tensorrt_bindings\.tensorrt\.|nvinfer1::(v_1_0::)?|nvonnxparser::", "", kind)
+    spaces = r"tensorrt(_rtx)?_bindings\.tensorrt(_rtx)?\.|nvinfer1::(v_1_0::)?|nvonnxparser::"
+    kind = re.sub(spaces, "", kind)
     return OTHER_NAMES.get(kind, kind)

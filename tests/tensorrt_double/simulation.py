@@ -38,6 +38,7 @@ class Simulation:
         builds: names of the graphs that were built.
         phases: (name, parent, steps) that the builder reports.
         contexts: the execution contexts that were made.
+        compiled: the kernels that TensorRT for RTX compiled.
         changed: changes a graph's output, for plans that compute something else.
     """
 
@@ -48,6 +49,7 @@ class Simulation:
         self.builds: list[str] = []
         self.phases = [("Building", None, 2), ("Timing", "Building", 5)]
         self.contexts: list[Any] = []
+        self.compiled: list[str] = []
         self.changed: Callable[[np.ndarray], np.ndarray] = lambda output: output
         self._loggers: list[Any] = []
         known = {name: play for name, play in plays.items() if self._described(description, name)}
@@ -183,7 +185,8 @@ class Simulation:
             return None
         name = network.graph.graph.name
         self.builds.append(name)
-        config.timings.__dict__["content"] = f"{self.version} {name}".encode()
+        if config.timings is not None:
+            config.timings.__dict__["content"] = f"{self.version} {name}".encode()
         stripped = "STRIP_PLAN" in config.switched
         plan = {
             "version": self.version,
@@ -261,12 +264,59 @@ class Simulation:
     def Refitter__get_missing_weights(self, this: Any) -> list[str]:
         return ["condition_encoder.conv_in.weight"]
 
-    def ICudaEngine__create_execution_context(self, this: Any) -> Any:
+    def ICudaEngine__create_execution_context(self, this: Any, runtime_config: Any = None) -> Any:
         if self._fails("context"):
             return None
-        context = self.recorder.make("IExecutionContext", owner=this, profile=0, shapes={}, addresses={})
+        made = {"owner": this, "profile": 0, "shapes": {}, "addresses": {}, "config": runtime_config}
+        context = self.recorder.make("IExecutionContext", **made)
         self.contexts.append(context)
         return context
+
+    # -- of TensorRT for RTX alone: kernels are compiled when shapes first run, and kept in a runtime cache
+
+    def IBuilderConfig__set_compute_capability(self, this: Any, compute_capability: Any, index: int) -> bool:
+        assert 0 <= index < this.__dict__["IBuilderConfig.num_compute_capabilities"]
+        this.__dict__.setdefault("capabilities", {})[index] = compute_capability.name
+        return True
+
+    def ICudaEngine__create_runtime_config(self, this: Any) -> Any:
+        return self.recorder.make("IRuntimeConfig", cache=None)
+
+    def IRuntimeConfig__create_runtime_cache(self, this: Any) -> Any:
+        return self.recorder.make("IRuntimeCache", kernels=set())
+
+    def IRuntimeConfig__set_runtime_cache(self, this: Any, cache: Any) -> bool:
+        if self._fails("cache"):
+            return False
+        this.__dict__["cache"] = cache
+        return True
+
+    def IRuntimeCache__serialize(self, this: Any) -> Any:
+        return memory(self.recorder, json.dumps([self.version, *sorted(this.kernels)]).encode())
+
+    def IRuntimeCache__deserialize(self, this: Any, blob: bytes) -> bool:
+        try:
+            version, *kernels = json.loads(bytes(blob))
+        except ValueError:
+            return False
+        if version != self.version:
+            return False
+        this.kernels.update(kernels)
+        return True
+
+    def _compile(self, context: Any) -> None:
+        """What running shapes for the first time does in TensorRT for RTX."""
+        config = context.config
+        if config is None:
+            return
+        strategy = config.__dict__["IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy"].name
+        assert config.__dict__["IRuntimeConfig.cuda_graph_strategy"].name == "DISABLED", "a capture in our capture"
+        kernel = json.dumps(sorted(context.shapes.items())) if strategy == "EAGER" else "any shape"
+        kernels = context.__dict__.setdefault("own", set()) if config.cache is None else config.cache.kernels
+        if kernel not in kernels:
+            assert not any(stream.capture for stream in self.machine.streams), "kernels are compiled inside a capture"
+            kernels.add(kernel)
+            self.compiled.append(kernel)
 
     def IExecutionContext__active_optimization_profile(self, this: Any) -> int:
         return this.profile
@@ -317,6 +367,7 @@ class Simulation:
         assert this.owner.session is not None, "a stripped plan that was not refitted"
         assert set(this.addresses) == set(this.owner.plan["shapes"]), "a tensor without memory"
         # A launch has the addresses and shapes of now for good; what these addresses hold is read when it runs.
+        self._compile(this)
         addresses, shapes, owner = dict(this.addresses), dict(this.shapes), this.owner
         (name,) = set(addresses) - set(owner.plan["inputs"])
         shape = self.IExecutionContext__get_tensor_shape(this, name)

@@ -18,7 +18,7 @@ messages.sink.log(tensorrt_bindings.ILogger.Severity.VERBOSE, "a word")
 assert messages.take() == "it broke"
 
 lines: list[str] = []
-monitor = make_monitor(lines.append)
+monitor = make_monitor(tensorrt_bindings, lines.append)
 assert isinstance(monitor, tensorrt_bindings.IProgressMonitor)
 monitor.phase_start("Building", None, 2)
 assert monitor.step_complete("Building", 0) is True

@@ -1,4 +1,4 @@
-"""One ONNX graph to one TensorRT plan.
+"""One ONNX graph to one TensorRT plan; what TensorRT for RTX does otherwise is in `rtx_builder`.
 
 Networks are strongly typed: the types are those of the graph, and TensorRT chooses kernels but no precision.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from featinv_export.tensorrt_.monitor import make_monitor
-from featinv_fast.backends.tensorrt_plan import PROPER, RTX, Messages, deserialize, failure, refit
+from featinv_fast.backends.tensorrt_plan import PROPER, Messages, deserialize, failure, refit
 from featinv_fast.engine.graphs import GraphSpec
 from featinv_fast.engine.plans import BatchProfile, HardwareCompatibility, PlanInfo, PlanWeights, RtxPlanInfo
 from featinv_fast.errors import ExportError
@@ -61,28 +61,11 @@ def build_plan(
         caches.append(_timings(config, timing_cache))
 
     flags = _network_flags(messages.tensorrt)
-    plan = _build(messages, graph_file, spec, info, flags=flags, configure=configure, report=report)
+    plan = build(messages, graph_file, spec, info, flags=flags, configure=configure, report=report)
     return Built(plan, bytes(memoryview(caches[0].serialize())))
 
 
-def build_rtx_plan(
-    graph_file: Path, spec: GraphSpec, info: RtxPlanInfo, *, report: Callable[[str], None] = lambda _: None
-) -> bytes:
-    """Build a plan of TensorRT for RTX, for every GPU that `info` names; see `build_plan`. No GPU is needed."""
-    messages = Messages(RTX)
-    tensorrt = messages.tensorrt
-
-    def configure(config: Any) -> None:
-        config.clear_flag(tensorrt.BuilderFlag.TF32)  # see `_configure`
-        config.num_compute_capabilities = len(info.capabilities)
-        for place, capability in enumerate(info.capabilities):
-            generation = getattr(tensorrt.ComputeCapability, f"SM{capability.replace('.', '')}")
-            config.set_compute_capability(generation, place)
-
-    return _build(messages, graph_file, spec, info, flags=0, configure=configure, report=report)
-
-
-def _build(
+def build(
     messages: Messages,
     graph_file: Path,
     spec: GraphSpec,
@@ -92,7 +75,17 @@ def _build(
     configure: Callable[[Any], None],
     report: Callable[[str], None],
 ) -> bytes:
-    """What building a plan is in both flavours: `flags` are the network's, `configure` sets up the rest."""
+    """What building a plan is in both flavours of TensorRT; see `build_plan`.
+
+    Args:
+        messages: the log of the library that builds.
+        graph_file: see `build_plan`.
+        spec: see `build_plan`.
+        info: see `build_plan`.
+        flags: of the network.
+        configure: sets up all of the builder's configuration but profiles and monitor.
+        report: see `build_plan`.
+    """
     tensorrt, title = messages.tensorrt, messages.flavour.title
     builder = tensorrt.Builder(messages.sink)
     network = builder.create_network(flags)

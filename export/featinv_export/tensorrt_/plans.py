@@ -12,9 +12,10 @@ import torch
 
 from featinv_export.parity import Candidate
 from featinv_export.progress import Steps
-from featinv_export.tensorrt_.builder import build_plan, build_rtx_plan, graph_profiles, shape_profiles
+from featinv_export.tensorrt_.builder import build_plan, graph_profiles, shape_profiles
 from featinv_export.tensorrt_.cache import Info, PlanCache, TimingCache
 from featinv_export.tensorrt_.options import DEFAULT_CAPABILITIES, PlanOptions, RtxOptions
+from featinv_export.tensorrt_.rtx_builder import build_rtx_plan
 from featinv_export.trt_parser_support import require_supported
 from featinv_fast.backends.onnxruntime_ import SUFFIX as ONNX_SUFFIX
 from featinv_fast.backends.tensorrt_plan import PROPER, RTX, compute_capability, plan_target
