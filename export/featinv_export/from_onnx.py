@@ -43,11 +43,11 @@ def add_plans(folder: Path, options: PlanOptions | RtxOptions, progress: Progres
         ArgumentError: it has no ONNX graphs.
         ExportError, ParityError: a plan cannot be built, or computes something else; the engine is as it was.
     """
-    kind: type[PlansTarget] = TensorrtRtxTarget if isinstance(options, RtxOptions) else TensorrtTarget
-    kind().require(folder)
+    target: PlansTarget = TensorrtRtxTarget(options) if isinstance(options, RtxOptions) else TensorrtTarget(options)
+    target.require(folder)
     engine = open_engine(folder)
     require_fitting_weights(engine)
-    target = kind.of(options, engine.manifest.optimal_batch, engine.manifest.max_batch)
+    target = target.for_batches(engine.manifest.optimal_batch, engine.manifest.max_batch)
     none: dict[str, Any] = dict.fromkeys(target.entries(), ())
     manifest = dataclasses.replace(
         engine.manifest,

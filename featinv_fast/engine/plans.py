@@ -73,6 +73,17 @@ class PlanTarget:
     compute_capability: str
 
 
+def refit_problems(weights: PlanWeights, tensorrt: str) -> list[str]:
+    """Why a plan with these weights of this release computes something else than its graph; empty otherwise.
+
+    A known issue of TensorRT 11.3.0, by its release notes: with the builder's flag REFIT, which both kinds of
+    replaceable weights need, the bias of a matrix product may be lost, even before a refit. 11.4 has it no more.
+    """
+    if weights is not PlanWeights.FIXED and _numbers(tensorrt)[:3] == (11, 3, 0):
+        return ["TensorRT 11.3.0 may lose biases in plans whose weights can be replaced; 11.4 does not"]
+    return []
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanInfo(Limited):
     """One plan: everything that its content depends on.
@@ -110,7 +121,7 @@ class PlanInfo(Limited):
 
     def problems_on(self, target: PlanTarget) -> list[str]:
         """Why this plan does not run on `target`; empty when it does. Each reason names the field that differs."""
-        built, reasons = self.target, []
+        built, reasons = self.target, refit_problems(self.weights, self.target.tensorrt)
         if target.tensorrt != built.tensorrt and not (
             self.version_compatible and _numbers(target.tensorrt) > _numbers(built.tensorrt)
         ):

@@ -16,12 +16,22 @@ import pytest
 from featinv_export import cli, parity, targets
 from featinv_export.exporter import export
 from featinv_export.options import ExportOptions
+from featinv_export.progress import Steps
 from featinv_export.targets import aoti_, onnx_
+from featinv_export.tensorrt_ import plans
+from featinv_export.tensorrt_.options import RtxOptions
 from featinv_fast.engine import install, open_engine
 from featinv_fast.engine.lock import exclusive_lock
+from featinv_fast.engine.plans import RtxPlanInfo
 from featinv_fast.errors import EngineExistsError, EngineNotFoundError, ExportError
 
-KINDS = {"onnx": {"onnx": True}, "aoti": {"aoti": "cpu"}}
+KINDS = {
+    "onnx": {"onnx": True},
+    "aoti": {"aoti": "cpu"},
+    "rtx": {"onnx": True, "trt_rtx": RtxOptions(capabilities=("8.9",))},
+}
+# How many files an export of the kind makes.
+FILES = {"onnx": 5, "aoti": 5, "rtx": 10}
 
 
 @pytest.fixture
@@ -44,6 +54,14 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         for name in specs:
             stand_in(f"{name}.pt2", folder, report)
 
+    def write_rtx_plans(candidate: parity.Candidate, options: RtxOptions, profiles: Any, steps: Steps) -> Any:
+        hashes = {"graph_sha256": "0" * 64, "weights_sha256": "1" * 64}
+        common = {"tensorrt_rtx": "1.7.1", "capabilities": options.capabilities, "precision": candidate.precision}
+        for name in candidate.specs:
+            stand_in(f"{name}.rtxplan", candidate.folder, steps.begin)
+        return tuple(RtxPlanInfo(graph=name, profiles=profiles, **common, **hashes) for name in candidate.specs)
+
+    monkeypatch.setattr(plans, "write_rtx_plans", write_rtx_plans)
     monkeypatch.setattr(onnx_, "write_graphs", write_graphs)
     monkeypatch.setattr(aoti_, "write_packages", write_packages)
     monkeypatch.setattr(onnx_, "tensorrt_parsers", lambda _: None)
@@ -115,7 +133,7 @@ def test_b9_killed_at_any_step(made, killed, checkpoint, old, tmp_path: Path, ki
     assert len(found) > 15
     assert made == []  # all of it by children
     export(options)
-    assert len(made) == 5
+    assert len(made) == FILES[kind]
     assert open_engine(old).manifest.name == "new"
     assert entries(tmp_path) == ["engine", "tiny.safetensors"]
 

@@ -15,6 +15,7 @@ import onnx
 import pytest
 import torch
 from onnx import helper
+from safetensors.torch import load_file
 
 from featinv_export import cli
 from featinv_export.exporter import export
@@ -30,6 +31,7 @@ from featinv_export.tensorrt_.options import RtxOptions
 from featinv_export.tensorrt_.rtx_builder import build_rtx_plan
 from featinv_export.trt_parser_support_table import TYPES
 from featinv_export.verify import verify
+from featinv_export.weights import write_weights
 from featinv_fast import demo
 from featinv_fast.backends import Request, reasons_against
 from featinv_fast.backends.torch_ import WEIGHT_FILE
@@ -39,6 +41,7 @@ from featinv_fast.engine import GraphSpec, ParityStatus, install, open_engine
 from featinv_fast.engine.plans import RTX_CAPABILITIES, BatchProfile, RtxPlanInfo
 from featinv_fast.engine.trust import CACHE_VARIABLE
 from featinv_fast.errors import ArgumentError, ExportError, MissingPackageError
+from featinv_fast.rewrites.engine_model import EngineModel, storage_dtypes
 
 trt = pytest.importorskip("tensorrt_rtx", reason="it has packages for Linux and Windows alone")
 
@@ -92,21 +95,38 @@ def test_every_graph_of_a_small_engine_is_built_for_three_generations(name, requ
         assert len(build_rtx_plan(folder / f"{graph}.onnx", spec, info)) > 2**16
 
 
-@pytest.mark.parametrize("precision", Precision)
-@pytest.mark.parametrize("name", demo.ENGINES)
-def test_every_graph_of_the_built_in_engines_is_built(name, precision, tmp_path):
-    found = demo.load_engine(name)
-    manifest = dataclasses.replace(found.manifest, precision=precision, storage=None)
-    specs = manifest.graph_specs()
-    shutil.copyfile(found.path / WEIGHT_FILE, tmp_path / WEIGHT_FILE)
+@pytest.fixture(scope="module", params=Precision)
+def built_in_graphs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Precision, Path]:
+    """A precision, and the graphs of both built-in engines in it: their architecture is one."""
+    precision, folder = request.param, tmp_path_factory.mktemp(f"graphs-{request.param}")
+    found = demo.load_engine(demo.ENGINES[0])
     if precision is found.manifest.precision:
-        for graph in specs:
-            shutil.copyfile(found.path / f"{graph}.onnx", tmp_path / f"{graph}.onnx")
+        for graph in GRAPHS:
+            shutil.copyfile(found.path / f"{graph}.onnx", folder / f"{graph}.onnx")
     else:
-        write_graphs(Candidate.of_engine(manifest, tmp_path), lambda _: None)
-    for graph, spec in specs.items():
+        _store(demo.ENGINES[0], precision, folder)
+        manifest = dataclasses.replace(found.manifest, precision=precision, storage=None)
+        write_graphs(Candidate.of_engine(manifest, folder), lambda _: None)
+    return precision, folder
+
+
+def _store(name: str, precision: Precision, folder: Path) -> None:
+    """Write the weights of a built-in engine as an engine in `precision` has them."""
+    found = demo.load_engine(name)
+    if precision is found.manifest.precision:
+        shutil.copyfile(found.path / WEIGHT_FILE, folder / WEIGHT_FILE)
+        return
+    dtypes = storage_dtypes(EngineModel.empty(found.manifest.model), precision, found.manifest.kept_fp32)
+    write_weights(load_file(found.path / WEIGHT_FILE), dtypes, folder)
+
+
+@pytest.mark.parametrize("name", demo.ENGINES)
+def test_every_graph_of_the_built_in_engines_is_built(built_in_graphs, name):
+    precision, folder = built_in_graphs
+    _store(name, precision, folder)
+    for graph, spec in demo.load_engine(name).graph_specs().items():
         info = rtx_info(spec, capabilities=THREE, precision=precision)
-        assert len(build_rtx_plan(tmp_path / f"{graph}.onnx", spec, info)) > 2**16
+        assert len(build_rtx_plan(folder / f"{graph}.onnx", spec, info)) > 2**16
 
 
 @pytest.mark.parametrize("capability", RTX_CAPABILITIES)

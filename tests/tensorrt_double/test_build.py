@@ -338,6 +338,15 @@ def test_b9_a_build_that_is_stopped_leaves_the_engine_as_it_was(simulation, engi
     assert [path.name for path in engine.parent.iterdir()] == ["tiny.engine"]
 
 
+def test_a_release_that_loses_biases_builds_no_plans_whose_weights_can_be_replaced(simulation, engine, monkeypatch):
+    monkeypatch.setattr(simulation.recorder.module, "__version__", "11.3.0.99")
+    for weights in (PlanWeights.REFITTABLE, PlanWeights.STRIPPED):
+        with pytest.raises(ExportError, match="builds no plans whose weights can be replaced") as caught:
+            add_plans(engine, PlanOptions(weights=weights))
+        assert "11.3.0.99: TensorRT 11.3.0 may lose biases" in caught.value.given
+    assert simulation.builds == []
+
+
 def test_b10_two_at_once(simulation, engine, capsys):
     with exclusive_lock(engine.with_name(".tiny.engine.featinv-lock")):
         assert cli.main(["--from-onnx", str(engine), "--trt"]) == 1

@@ -201,6 +201,17 @@ def test_c4_compatible_plans_run_where_they_promise_to(built, moved, runs):
     assert (info.problems_on(target(**moved)) == []) is runs
 
 
+@pytest.mark.parametrize("weights", PlanWeights)
+@pytest.mark.parametrize(("release", "wrong"), [("11.3.0.99", True), ("11.3.1.2", False), ("11.4.0.106", False)])
+def test_a_release_that_loses_biases_runs_no_plans_whose_weights_can_be_replaced(weights, release, wrong):
+    there = target(tensorrt=release)
+    values = {"precision": Precision.FP32, "profiles": (), "graph_sha256": "0" * 64, "weights_sha256": "1" * 64}
+    info = PlanInfo(graph="decoder", target=there, weights=weights, **values)
+    found = info.problems_on(there)
+    assert bool(found) is (wrong and weights is not PlanWeights.FIXED)
+    assert all("may lose biases" in reason for reason in found)
+
+
 def test_c4_a_plan_of_other_weights_or_another_graph(make_plans, restage, tmp_path):
     planned = make_plans()
     for field, reason in (("weights_sha256", "other weights"), ("graph_sha256", "another graph")):

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
+import functools
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from featinv_export.options import ExportOptions
 from featinv_export.parity import Candidate, Case, Comparison, not_run, run_all
 from featinv_export.progress import Steps
-from featinv_fast.backends.base import Session
-from featinv_fast.backends.tensorrt_ import Plan
+from featinv_export.tensorrt_ import plans
+from featinv_fast.backends.tensorrt_ import TensorrtSession
 from featinv_fast.config import Precision
 from featinv_fast.engine import EngineFolder
+from featinv_fast.engine.files import hash_files
 from featinv_fast.engine.plans import BatchProfile
 
 
@@ -115,23 +118,30 @@ class Target(abc.ABC):
         del engine
 
 
+@dataclasses.dataclass(frozen=True)
 class PlansTarget(Target):
     """Files that are built of the ONNX graphs, and so can be added to an engine that has these.
 
     Attributes:
+        field: of the manifest, that lists them.
+        session: runs them.
+        options: how they are built; `None` of those that an engine has.
         profiles: the batch sizes that they are built for.
         plans: what is recorded of them, once there are any.
         reasons: why they do not run here, once there are any.
     """
 
-    profiles: tuple[BatchProfile, ...]
-    plans: tuple[Plan, ...]
-    reasons: tuple[str, ...]
+    field: ClassVar[str]
+    session: ClassVar[type[TensorrtSession]]
 
-    @classmethod
-    @abc.abstractmethod
-    def of(cls, options: Any, optimal_batch: int, max_batch: int) -> Self:
-        """The plans that `options` ask for, of an engine with these batch sizes."""
+    options: Any = None
+    profiles: tuple[BatchProfile, ...] = ()
+    plans: tuple[Any, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+    def for_batches(self, optimal_batch: int, max_batch: int) -> Self:
+        """The same, for an engine with these batch sizes."""
+        return dataclasses.replace(self, profiles=self.options.batch_profiles(optimal_batch, max_batch))
 
     def steps(self, graphs: int) -> tuple[int, int]:
         """One for each plan, and one for the check of all."""
@@ -141,11 +151,24 @@ class PlansTarget(Target):
         """The plans of the two denoisers hold most of the weights each."""
         return 2 * weights
 
-    def run_profiles(
-        self, candidate: Candidate, cases: Sequence[Case], make_session: Callable[[], Session]
-    ) -> list[Comparison]:
+    def run(self, candidate: Candidate, cases: Sequence[Case], steps: Steps) -> list[Comparison]:
         """Run those cases whose batch the plans take."""
+        steps.begin(f"checking the {self.title}")
+        hashes = hash_files(candidate.folder, [plan.file_name for plan in self.plans])
+        make_session = functools.partial(
+            self.session,
+            candidate.folder,
+            {plan.graph: plan for plan in self.plans},
+            candidate.specs,
+            {plan.graph: hashes[plan.file_name].sha256 for plan in self.plans},
+            device=plans.GPU,
+            precision=candidate.precision,
+        )
         largest = max(profile.maximum for plan in self.plans for profile in plan.profiles)
         results = run_all(candidate, self.backend, [case for case in cases if case.batch <= largest], make_session)
         beyond = [case for case in cases if case.batch > largest]
         return results + not_run(self.backend, beyond, f"the plans take a batch of {largest} at most")
+
+    def entries(self) -> dict[str, Any]:
+        """The manifest's list of them."""
+        return {self.field: self.plans}

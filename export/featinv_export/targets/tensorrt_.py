@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from featinv_export.external_data import require_own_weights
 from featinv_export.options import ExportOptions
-from featinv_export.parity import Candidate, Case, Comparison
+from featinv_export.parity import Candidate
 from featinv_export.progress import Steps
 from featinv_export.targets.base import PlansTarget
 from featinv_export.tensorrt_ import plans
 from featinv_export.tensorrt_.builder import refitted_plan
-from featinv_export.tensorrt_.options import PlanOptions
 from featinv_fast.backends import Request
 from featinv_fast.backends.onnxruntime_ import SUFFIX as ONNX_SUFFIX
 from featinv_fast.backends.tensorrt_ import TensorrtBackend, TensorrtSession, stale_reasons
@@ -26,7 +23,7 @@ from featinv_fast.backends.torch_ import WEIGHT_FILE
 from featinv_fast.config import Precision
 from featinv_fast.engine import EngineFolder
 from featinv_fast.engine.files import hash_files
-from featinv_fast.engine.plans import PLAN_SUFFIX, BatchProfile, PlanInfo, PlanWeights
+from featinv_fast.engine.plans import PLAN_SUFFIX, PlanInfo, PlanWeights
 from featinv_fast.engine.trust import distrust, note_built_here
 
 logger = logging.getLogger(__name__)
@@ -37,30 +34,22 @@ class TensorrtTarget(PlansTarget):
     """`--trt`.
 
     Attributes:
-        options: how the plans are built; `None` of those that an engine has.
-        profiles: batch sizes that they are built for.
-        plans: what is recorded of them, once there are any.
-        reasons: why those that an engine has do not run here.
-        refit_reasons: why those of them that hold no weights, and stay whatever the weights are, do not run here.
+        refit_reasons: why those plans of an engine that hold no weights, and stay whatever these are, do not run here.
     """
 
-    options: PlanOptions | None = None
-    profiles: tuple[BatchProfile, ...] = ()
-    plans: tuple[PlanInfo, ...] = ()
-    reasons: tuple[str, ...] = ()
     refit_reasons: tuple[str, ...] = ()
 
     title = "TensorRT plans"
     suffix = PLAN_SUFFIX
     backend = "tensorrt"
+    field = "plans"
+    session = TensorrtSession
 
     @classmethod
     def asked(cls, options: ExportOptions) -> TensorrtTarget | None:
-        return None if options.trt is None else cls.of(options.trt, options.optimal_batch, options.max_batch)
-
-    @classmethod
-    def of(cls, options: PlanOptions, optimal_batch: int, max_batch: int) -> TensorrtTarget:
-        return cls(options, options.batch_profiles(optimal_batch, max_batch))
+        if options.trt is None:
+            return None
+        return cls(options.trt).for_batches(options.optimal_batch, options.max_batch)
 
     @classmethod
     def carried(cls, engine: EngineFolder) -> TensorrtTarget | None:
@@ -73,7 +62,7 @@ class TensorrtTarget(PlansTarget):
         return cls(plans=built, reasons=tuple(reasons), refit_reasons=tuple(refit_reasons))
 
     def require(self, destination: Path) -> None:
-        plans.require_tensorrt(destination)
+        plans.require_tensorrt(destination, self.options)
 
     def problems(self, precision: Precision) -> list[str]:
         return [*self.reasons]
@@ -82,7 +71,6 @@ class TensorrtTarget(PlansTarget):
         return [*self.refit_reasons]
 
     def make(self, candidate: Candidate, steps: Steps) -> TensorrtTarget:
-        assert self.options is not None, "what an engine has is not made again"
         built = plans.write_plans(candidate, self.options, self.profiles, steps)
         return dataclasses.replace(self, plans=built)
 
@@ -90,23 +78,6 @@ class TensorrtTarget(PlansTarget):
         """Write those plans that can take other weights; of the rest, say why they are left out."""
         kept = _refit_plans(engine, candidate.folder)
         return dataclasses.replace(self, plans=kept, reasons=tuple(_problems(engine, kept)))
-
-    def run(self, candidate: Candidate, cases: Sequence[Case], steps: Steps) -> list[Comparison]:
-        steps.begin("checking the plans")
-        hashes = hash_files(candidate.folder, [plan.file_name for plan in self.plans])
-        session = functools.partial(
-            TensorrtSession,
-            candidate.folder,
-            {plan.graph: plan for plan in self.plans},
-            candidate.specs,
-            {plan.graph: hashes[plan.file_name].sha256 for plan in self.plans},
-            device=plans.GPU,
-            precision=candidate.precision,
-        )
-        return self.run_profiles(candidate, cases, session)
-
-    def entries(self) -> dict[str, Any]:
-        return {"plans": self.plans}
 
     def tools(self) -> dict[str, str]:
         return {self.backend: self.plans[0].target.tensorrt} if self.plans else {}

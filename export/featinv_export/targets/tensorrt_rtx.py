@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from featinv_export.options import ExportOptions
 from featinv_export.parity import Candidate, Case, Comparison, not_run
 from featinv_export.progress import Steps
 from featinv_export.targets.base import PlansTarget
 from featinv_export.tensorrt_ import plans
-from featinv_export.tensorrt_.options import RtxOptions
 from featinv_fast.backends import Request
 from featinv_fast.backends.tensorrt_plan import RTX
 from featinv_fast.backends.tensorrt_rtx import RtxSession, TensorrtRtxBackend
 from featinv_fast.config import Precision
 from featinv_fast.engine import EngineFolder
-from featinv_fast.engine.files import hash_files
 from featinv_fast.engine.manifest import BUILT
-from featinv_fast.engine.plans import RTX_PLAN_SUFFIX, BatchProfile, RtxPlanInfo
+from featinv_fast.engine.plans import RTX_PLAN_SUFFIX
 from featinv_fast.errors import MissingPackageError
 
 logger = logging.getLogger(__name__)
@@ -30,31 +26,19 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class TensorrtRtxTarget(PlansTarget):
-    """`--trt-rtx`. Its plans are no reason to refuse an engine where they cannot run: their graphs were compared.
-
-    Attributes:
-        options: how the plans are built; `None` of those that an engine has.
-        profiles: batch sizes that they are built for.
-        plans: what is recorded of them, once there are any.
-        reasons: why those that an engine has do not run here.
-    """
-
-    options: RtxOptions | None = None
-    profiles: tuple[BatchProfile, ...] = ()
-    plans: tuple[RtxPlanInfo, ...] = ()
-    reasons: tuple[str, ...] = ()
+    """`--trt-rtx`. Its plans are no reason to refuse an engine where they cannot run: their graphs were compared."""
 
     title = "plans of TensorRT for RTX"
     suffix = RTX_PLAN_SUFFIX
     backend = "tensorrt-rtx"
+    field = "rtx_plans"
+    session = RtxSession
 
     @classmethod
     def asked(cls, options: ExportOptions) -> TensorrtRtxTarget | None:
-        return None if options.trt_rtx is None else cls.of(options.trt_rtx, options.optimal_batch, options.max_batch)
-
-    @classmethod
-    def of(cls, options: RtxOptions, optimal_batch: int, max_batch: int) -> TensorrtRtxTarget:
-        return cls(options, options.batch_profiles(optimal_batch, max_batch))
+        if options.trt_rtx is None:
+            return None
+        return cls(options.trt_rtx).for_batches(options.optimal_batch, options.max_batch)
 
     @classmethod
     def carried(cls, engine: EngineFolder) -> TensorrtRtxTarget | None:
@@ -79,7 +63,6 @@ class TensorrtRtxTarget(PlansTarget):
         return []
 
     def make(self, candidate: Candidate, steps: Steps) -> TensorrtRtxTarget:
-        assert self.options is not None, "what an engine has is not made again"
         built = plans.write_rtx_plans(candidate, self.options, self.profiles, steps)
         backend = TensorrtRtxBackend()
         reasons = backend.problems_here(plans.GPU) or backend.plan_problems(built[0], plans.GPU)
@@ -95,23 +78,10 @@ class TensorrtRtxTarget(PlansTarget):
         return dataclasses.replace(self, plans=())
 
     def run(self, candidate: Candidate, cases: Sequence[Case], steps: Steps) -> list[Comparison]:
-        steps.begin(f"checking the {self.title}")
         if self.reasons:
+            steps.begin(f"checking the {self.title}")
             return not_run(self.backend, cases, f"{BUILT}: {'; '.join(self.reasons)}")
-        hashes = hash_files(candidate.folder, [plan.file_name for plan in self.plans])
-        session = functools.partial(
-            RtxSession,
-            candidate.folder,
-            {plan.graph: plan for plan in self.plans},
-            candidate.specs,
-            {plan.graph: hashes[plan.file_name].sha256 for plan in self.plans},
-            device=plans.GPU,
-            precision=candidate.precision,
-        )
-        return self.run_profiles(candidate, cases, session)
-
-    def entries(self) -> dict[str, Any]:
-        return {"rtx_plans": self.plans}
+        return super().run(candidate, cases, steps)
 
     def tools(self) -> dict[str, str]:
         return {self.backend: self.plans[0].tensorrt_rtx} if self.plans else {}

@@ -22,7 +22,7 @@ from featinv_fast.backends.tensorrt_plan import PROPER, RTX, compute_capability,
 from featinv_fast.backends.torch_ import WEIGHT_FILE, device_problems
 from featinv_fast.engine.files import hash_files
 from featinv_fast.engine.graphs import GraphSpec
-from featinv_fast.engine.plans import RTX_CAPABILITIES, BatchProfile, PlanInfo, RtxPlanInfo
+from featinv_fast.engine.plans import RTX_CAPABILITIES, BatchProfile, PlanInfo, RtxPlanInfo, refit_problems
 from featinv_fast.engine.trust import cache_folder
 from featinv_fast.errors import BackendUnavailableError, EngineLockedError, ExportError
 
@@ -31,14 +31,16 @@ logger = logging.getLogger(__name__)
 GPU = torch.device("cuda")
 
 
-def require_tensorrt(engine: Path) -> None:
+def require_tensorrt(engine: Path, options: PlanOptions) -> None:
     """Refuse to build plans where that is impossible, before any other work.
 
     Args:
         engine: the folder that the plans are for, which may not exist yet.
+        options: how they are to be built.
 
     Raises:
         BackendUnavailableError: no TensorRT, or no GPU; with the way to do it in two steps.
+        ExportError: this release of TensorRT builds wrong plans with these options.
     """
     problems = PROPER.problems(GPU)
     if problems:
@@ -49,6 +51,14 @@ def require_tensorrt(engine: Path) -> None:
             remedy=f"{'' if engine.exists() else 'export with --onnx now, and '}run `featinv-export --from-onnx "
             f"{engine} --trt` {'' if engine.exists() else 'later '}on the machine with the GPU; or build here with "
             "--trt-rtx, for GPUs such as RTX 30 to 50, A100 and L40 (not H100, H200, B200)",
+        )
+    version = PROPER.load().__version__
+    if wrong := refit_problems(options.weights, version):
+        raise ExportError(
+            "this release of TensorRT builds no plans whose weights can be replaced",
+            given=f"{version}: {'; '.join(wrong)}",
+            expected="another release, or plans that keep their weights",
+            remedy="upgrade TensorRT, or leave out --refittable and --stripped",
         )
 
 
