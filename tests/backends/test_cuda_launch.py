@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+
 import pytest
 import torch
 from device_memory import IllegalAccessError
@@ -172,3 +175,30 @@ def test_a_graph_on_memory_that_is_gone_is_no_graph_on_the_double(machine):
 def test_nothing_waits_for_the_gpu_within_a_capture_on_the_double(machine, wait):
     with pytest.raises(RuntimeError, match="not permitted"):
         capture(lambda: wait(torch.zeros(4)), machine.make_stream())
+
+
+def test_threads_may_use_the_machine_at_the_same_time(machine):
+    memory, problems = machine.memory, []
+
+    def work() -> None:
+        try:
+            for size in range(1, 300):
+                used = torch.empty(size)
+                used.fill_(size)
+                assert (memory.view(used.data_ptr(), (size,)) == size).all()
+                assert memory.allocation(used) in memory.all()
+        except Exception as error:  # would otherwise end the thread in silence
+            problems.append(error)
+
+    # Threads change as often as they can, so that every gap is met.
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert problems == []

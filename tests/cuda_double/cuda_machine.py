@@ -139,7 +139,7 @@ class Graph:
 
     def _poison(self) -> None:
         """Other graphs of the pool have used the memory that only lives within this one."""
-        for allocation in self.machine.memory.allocations.values():
+        for allocation in self.machine.memory.all():
             if allocation.pool is self and not allocation.is_referenced:
                 allocation.poison()
 
@@ -152,7 +152,7 @@ class Graph:
             machine.release_pool(0, self.pool)
         self.holds_pool = self.captured = False
         self.nodes.clear()
-        for allocation in machine.memory.allocations.values():
+        for allocation in machine.memory.all():
             if allocation.pool is self:
                 allocation.leave_pool()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import threading
 import weakref
 from collections.abc import Callable
 
@@ -83,7 +84,7 @@ class Reference:
 
 
 class DeviceMemory:
-    """All allocations.
+    """All allocations. Like a device's, its memory is shared by all threads.
 
     Attributes:
         allocations: by address.
@@ -93,6 +94,7 @@ class DeviceMemory:
     def __init__(self) -> None:
         self.allocations: dict[int, Allocation] = {}
         self._graveyard: list[Allocation] = []
+        self._lock = threading.RLock()
         self.on_allocation: Callable[[Tensor], None] = lambda _: None
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
@@ -111,19 +113,26 @@ class DeviceMemory:
 
         return allocate
 
+    def all(self) -> list[Allocation]:
+        """All allocations as they are now, whatever other threads do meanwhile."""
+        with self._lock:
+            return list(self.allocations.values())
+
     def bury(self) -> None:
         """Poison what was freed, and keep it from being used again."""
-        for address, allocation in list(self.allocations.items()):
-            if not allocation.is_alive:
-                allocation.poison()
-                self._graveyard.append(self.allocations.pop(address))
+        with self._lock:
+            for address, allocation in list(self.allocations.items()):
+                if not allocation.is_alive:
+                    allocation.poison()
+                    self._graveyard.append(self.allocations.pop(address))
 
     def allocation(self, tensor: Tensor, pool: object = None) -> Allocation:
         """The memory of a tensor; where it is new, it belongs to `pool`."""
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.allocations:
-            self.allocations[storage.data_ptr()] = Allocation(storage, pool)
-        return self.allocations[storage.data_ptr()]
+        with self._lock:
+            if storage.data_ptr() not in self.allocations:
+                self.allocations[storage.data_ptr()] = Allocation(storage, pool)
+            return self.allocations[storage.data_ptr()]
 
     def reference(self, tensor: Tensor, pool: object = None) -> Reference:
         """Where a tensor is."""
@@ -135,9 +144,9 @@ class DeviceMemory:
         Raises:
             IllegalAccessError: nobody has so much memory there, or not any more.
         """
-        self.bury()
         size = 4 * math.prod(shape)
-        for allocation in self.allocations.values():
+        self.bury()
+        for allocation in self.all():
             if allocation.address <= address and address + size <= allocation.address + allocation.size:
                 buffer = (ctypes.c_float * math.prod(shape)).from_address(address)
                 return np.frombuffer(buffer, np.float32).reshape(shape)
