@@ -177,9 +177,18 @@ def golden_fp16_engine(golden_checkpoint: Path, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(scope="session")
-def aoti_engine(golden_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The golden checkpoint as an engine folder, fp32 with AOTInductor packages for the CPU. Do not change it."""
-    options = ExportOptions(checkpoint=golden_checkpoint, out=_shared(tmp_path_factory) / "aoti.engine", aoti="cpu")
+def aoti_checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
+    """The checkpoint of `aoti_engine`. Do not change it."""
+    return make_checkpoint(metadata={"feature_shape": "6x5x5", "steps": "3"})
+
+
+@pytest.fixture(scope="session")
+def aoti_engine(aoti_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest architecture as an engine in fp32 with AOTInductor packages for the CPU. Do not change it.
+
+    Compiling every graph takes three minutes; for the golden checkpoint nine, see backends/golden_aoti.py.
+    """
+    options = ExportOptions(checkpoint=aoti_checkpoint, out=_shared(tmp_path_factory) / "aoti.engine", aoti="cpu")
     return _exported_once(options)
 
 
@@ -256,23 +265,37 @@ def make_model() -> Callable[..., FeatInv]:
 
 
 @pytest.fixture(scope="session")
-def make_engine(
+def make_checkpoint(
     make_model: Callable[..., FeatInv], tiny_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
-    """`make_engine(config=tiny_config, metadata={}, **options)`: an engine with random weights. Do not change it.
+    """`make_checkpoint(config=tiny_config, metadata={})`: a file with random weights and two prompts. Do not change it.
 
-    `metadata` are entries of the checkpoint without their prefix "featinv."; `options` those of the export.
+    `metadata` are entries without their prefix "featinv.".
     """
 
-    def make(config: ModelConfig = tiny_config, metadata: Mapping[str, str] = {}, **options: Any) -> Path:
+    def make(config: ModelConfig = tiny_config, metadata: Mapping[str, str] = {}) -> Path:
         tensors = make_model(config).state_dict()
         for name in ("featinv.prompt.cond", "featinv.prompt.uncond"):
             shape = (1, config.context_tokens, config.context_channels)
             tensors[name] = torch.from_numpy(hashed_uniform(name, shape, seed=1) * np.float32(1.7))
-        folder = tmp_path_factory.mktemp("engine")
+        path = tmp_path_factory.mktemp("engine") / "tiny.safetensors"
         stated = {"model": json.dumps(to_dict(config)), **metadata}
-        save_file(tensors, folder / "tiny.safetensors", {f"featinv.{name}": text for name, text in stated.items()})
-        return export(ExportOptions(checkpoint=folder / "tiny.safetensors", out=folder / "tiny.engine", **options))
+        save_file(tensors, path, {f"featinv.{name}": text for name, text in stated.items()})
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_engine(make_checkpoint: Callable[..., Path], tiny_config: ModelConfig) -> Callable[..., Path]:
+    """`make_engine(config=tiny_config, metadata={}, **options)`: an engine with random weights. Do not change it.
+
+    Config and metadata are those of `make_checkpoint`; `options` those of the export.
+    """
+
+    def make(config: ModelConfig = tiny_config, metadata: Mapping[str, str] = {}, **options: Any) -> Path:
+        checkpoint = make_checkpoint(config, metadata)
+        return export(ExportOptions(checkpoint=checkpoint, out=checkpoint.with_name("tiny.engine"), **options))
 
     return make
 
