@@ -115,11 +115,11 @@ def _require_limits(hint: Any, value: Any, path: str) -> None:
     elif origin is Annotated:
         for limit in args[1:]:
             if not limit.admits(value):
-                raise ConfigError(f"bad value for {path}", given=_shown(value), expected=limit)
+                raise _refusal(path, _shown(value), limit)
         _require_limits(args[0], value, path)
     elif origin is tuple:
         if args[-1] is not Ellipsis and (not isinstance(value, tuple | list) or len(value) != len(args)):
-            raise ConfigError(f"bad value for {path}", given=repr(value), expected=f"{len(args)} values")
+            raise _refusal(path, _shown(value), f"{len(args)} values")
         for i, (inner, part) in enumerate(zip(_inner_hints(args, len(value)), value, strict=True)):
             _require_limits(inner, part, f"{path}[{i}]")
 
@@ -131,7 +131,11 @@ def _require(path: str, given: object, holds: bool, expected: str) -> None:
         ConfigError: it does not.
     """
     if not holds:
-        raise ConfigError(f"bad value for {path}", given=given, expected=expected)
+        raise _refusal(path, given, expected)
+
+
+def _refusal(path: str, given: object, expected: object) -> ConfigError:
+    return ConfigError(f"bad value for {path}", given=given, expected=expected, remedy="correct this value")
 
 
 def _inner_hints(args: tuple[Any, ...], count: int) -> list[Any]:
@@ -336,7 +340,7 @@ class ImageReading(Limited):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not all(isinstance(level, int) for level in self.background):
-            raise ConfigError("bad value for ImageReading.background", given=self.background, expected="whole numbers")
+            raise _refusal("ImageReading.background", self.background, "whole numbers")
 
 
 AS_STORED = ImageReading()
@@ -385,7 +389,12 @@ def from_dict(cls: type[T], data: Mapping[str, Any], *, where: str = "") -> T:
     """
     path = where or cls.__name__
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{path} is not a mapping", given=type(data).__name__, expected="a JSON object")
+        raise ConfigError(
+            f"{path} is not a mapping",
+            given=type(data).__name__,
+            expected="values by their names: a JSON object, a TOML table",
+            remedy="write it so",
+        )
     hints = _hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     unknown = sorted(set(data) - set(fields))
@@ -404,6 +413,16 @@ def from_dict(cls: type[T], data: Mapping[str, Any], *, where: str = "") -> T:
     if missing:
         raise ConfigError(f"missing keys in {path}", given=sorted(data), expected=missing, remedy="add them")
     return cls(**{name: _from_plain(hints[name], value, f"{path}.{name}") for name, value in data.items()})
+
+
+_KINDS = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "text",
+    dict: "values by their names",
+    tuple: "a list",
+}
 
 
 def _from_plain(hint: Any, value: Any, path: str) -> Any:
@@ -444,8 +463,8 @@ def _from_plain(hint: Any, value: Any, path: str) -> Any:
     if isinstance(hint, type) and isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
         if not isinstance(value, int) or -(2**63) <= value < 2**63:
             return value
-        raise ConfigError(f"bad value for {path}", given=_shown(value), expected="an integer of 64 bits")
-    raise ConfigError(f"bad value for {path}", given=_shown(value), expected=str(hint))
+        raise _refusal(path, _shown(value), "an integer of 64 bits")
+    raise _refusal(path, _shown(value), _KINDS.get(origin or hint, hint))
 
 
 def _shown(value: Any) -> str:

@@ -194,16 +194,25 @@ def _tokenize(prompt: str, path: Path) -> tuple[int, list[int], int]:
                 "there is no tokenizer",
                 given=path,
                 expected="a tokenizer.json, or a folder with one or with vocab.json and merges.txt",
+                remedy="check the path",
             )
     except TextError:
         raise
     except Exception as error:  # tokenizers raises bare Exceptions for files it cannot parse
         raise TextError(
-            "the tokenizer cannot be read", given=f"{path}: {error}", expected="CLIP's tokenizer"
+            "the tokenizer cannot be read",
+            given=f"{path}: {error}",
+            expected="CLIP's tokenizer",
+            remedy="download the tokenizer.json of the checkpoint's text encoder again",
         ) from error
     start, end = (tokenizer.token_to_id(token) for token in (_START, _END))
     if start is None or end is None:
-        raise TextError("this is not CLIP's tokenizer", given=path, expected=f"tokens {_START} and {_END}")
+        raise TextError(
+            "this is not CLIP's tokenizer",
+            given=path,
+            expected=f"tokens {_START} and {_END}",
+            remedy="take the tokenizer.json of the checkpoint's text encoder",
+        )
     # A saved tokenizer may cut and pad by itself; the length is checked and filled by the caller instead.
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -94,7 +94,9 @@ def require_supported(paths: Sequence[Path], tensorrt_version: str) -> None:
 def _release(version: str) -> Release:
     numbers = version.split(".")[:2]
     if len(numbers) < 2 or not all(number.isdecimal() for number in numbers):
-        raise ArgumentError("not a TensorRT version", given=repr(version), expected='"10.16" or longer')
+        raise ArgumentError(
+            "not a TensorRT version", given=repr(version), expected='"10.16" or longer', remedy="write it so"
+        )
     release = (int(numbers[0]), int(numbers[1]))
     if release < OLDEST:
         raise ArgumentError(

@@ -20,7 +20,9 @@ def named_layout(name: str) -> Layout:
         ArgumentError: there is none.
     """
     if name not in LAYOUTS:
-        raise ArgumentError("unknown checkpoint layout", given=name, expected=f"one of {', '.join(LAYOUTS)}")
+        raise ArgumentError(
+            "unknown checkpoint layout", given=name, expected=f"one of {', '.join(LAYOUTS)}", remedy="name one of these"
+        )
     return LAYOUTS[name]
 
 

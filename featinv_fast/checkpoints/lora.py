@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +24,8 @@ from featinv_fast.checkpoints.recipe import FLOATS
 from featinv_fast.checkpoints.training import check_metadata
 from featinv_fast.checkpoints.values import check_finite
 from featinv_fast.checkpoints.wrappers import unwrapped
-from featinv_fast.errors import ArgumentError, CheckpointError
+from featinv_fast.checks import finite
+from featinv_fast.errors import CheckpointError
 from featinv_kernels.torch_state import neutral_torch_state
 
 logger = logging.getLogger(__name__)
@@ -58,8 +58,7 @@ def fuse_lora(
         CheckpointMismatchError: a tensor fits no layer of the model, a layer's tensors are not complete, nothing says
             how strong it is, or it is an adapter of another kind.
     """
-    if not math.isfinite(scale):
-        raise ArgumentError("the LoRA's scale is not finite", given=scale, expected="a finite number")
+    finite("the LoRA's scale", scale)
     path = Path(path)
     file = _weights(path)
     raw = read_file(file)

@@ -120,7 +120,12 @@ def read_strength(metadata: Mapping[str, str], config: Mapping[str, Any] | None,
         ArgumentError: an alpha that is neither a finite number nor "rank".
     """
     if alpha is not None and alpha != RANK and (isinstance(alpha, str) or not math.isfinite(alpha)):
-        raise ArgumentError("no alpha of a LoRA", given=repr(alpha), expected=f"a finite number, or '{RANK}'")
+        raise ArgumentError(
+            "no alpha of a LoRA",
+            given=repr(alpha),
+            expected=f"a finite number, or '{RANK}'",
+            remedy=f"pass the alpha that it was trained with, or '{RANK}' where it is not scaled",
+        )
     stated = [] if config is None else [{"": config}]
     if PEFT_METADATA in metadata:
         stated.append(_by_component(_json_object(metadata[PEFT_METADATA])))

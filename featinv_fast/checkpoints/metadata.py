@@ -73,7 +73,10 @@ def parse(metadata: Mapping[str, str], config: ModelConfig) -> Statement:
         features = _features(values, config)
     except ConfigError as error:
         raise CheckpointMismatchError(
-            f"the checkpoint's metadata are malformed: {error.problem}", given=error.given, expected=error.expected
+            f"the checkpoint's metadata are malformed: {error.problem}",
+            given=error.given,
+            expected=error.expected,
+            remedy="write the checkpoint again with the program that made it, or correct these metadata",
         ) from error
     return Statement(config=config, features=features, sampling=sampling, adaptations=tuple(adaptations))
 

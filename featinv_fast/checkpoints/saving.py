@@ -76,6 +76,7 @@ def _destination(path: str | os.PathLike[str], layout: str) -> Path:
             f"the destination's name does not suit the layout '{layout}'",
             given=path,
             expected="a folder" if layout == FOLDER_LAYOUT else "a name that ends in .safetensors",
+            remedy="name it so, or choose another layout",
         )
     return path
 

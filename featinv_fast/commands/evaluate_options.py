@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from featinv_fast.checks import require_matplotlib
+from featinv_fast.checks import count, require_matplotlib
 from featinv_fast.commands.identity import require_weights, stated_path, stated_weights
 from featinv_fast.config import AS_STORED, ImageReading, to_dict
-from featinv_fast.errors import ArgumentError, OutputExistsError
+from featinv_fast.errors import OutputExistsError
 from featinv_fast.jobs.ledger import differences, read_job
 from featinv_fast.samplers import Setting
 
@@ -70,8 +70,8 @@ class EvaluateOptions:
         require_weights(self.backbone_weights)
         if not self.force:
             self._refuse_another()
-        if self.limit is not None and self.limit < 1:
-            raise ArgumentError("limit is out of range", given=self.limit, expected="at least 1")
+        if self.limit is not None:
+            count("the limit of images", self.limit)
         if self.plot:
             require_matplotlib()  # known now, not after hours of work
 

@@ -52,7 +52,10 @@ class InvertOptions:
     def __post_init__(self) -> None:
         if (self.images is None) == (self.features is None):
             raise ArgumentError(
-                "name one source of feature maps", given="none or two", expected="--images DIR or --features FILE"
+                "there is not one source of feature maps",
+                given="none" if self.images is None else f"--images {self.images} and --features {self.features}",
+                expected="images that a backbone looks at, or a file of feature maps",
+                remedy="name one: --images DIR or --features FILE",
             )
         require_weights(self.backbone_weights)
         if self.force:

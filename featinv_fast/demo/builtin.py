@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featinv_fast.checks import choice
 from featinv_fast.config import FeatureLayout, FeatureSpec
-from featinv_fast.errors import ArgumentError, EngineIntegrityError, InstallationError
+from featinv_fast.errors import EngineIntegrityError, InstallationError
 
 if TYPE_CHECKING:
     import torch
@@ -53,10 +54,7 @@ def engine_path(name: str = "student") -> Path:
         ArgumentError: no engine is called so.
         InstallationError: the package was installed without it.
     """
-    if name not in ENGINES:
-        raise ArgumentError(
-            "no built-in engine is called so", given=repr(name), expected=f"one of {', '.join(ENGINES)}"
-        )
+    choice("the built-in engine", name, ENGINES)
     _require(FOLDER / name / "manifest.json")
     return FOLDER / name
 
@@ -68,8 +66,7 @@ def backbone_spec(layer: str = "final") -> FeatureSpec:
         ArgumentError: no layer is called so.
         EngineIntegrityError: the built-in engine, which names the weights, was changed.
     """
-    if layer not in _MAPS:
-        raise ArgumentError("the backbone has no such layer", given=repr(layer), expected=f"one of {', '.join(_MAPS)}")
+    choice("the built-in backbone's layer", layer, _MAPS)
     channels, edge = _MAPS[layer]
     return FeatureSpec(
         backbone="featinv_convnext",

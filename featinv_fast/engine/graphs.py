@@ -35,6 +35,7 @@ class Dim:
                 f"the range of the dimension {self.name!r} is empty or not ordered",
                 given=(self.minimum, self.optimum, self.maximum),
                 expected="1 <= minimum <= optimum <= maximum",
+                remedy="put these sizes in order",
             )
 
 
@@ -94,7 +95,12 @@ class GraphSpec:
         """
         sizes, reasons = self._match(shapes)
         if reasons:
-            raise ArgumentError(f"these inputs do not fit the graph {self.name}", given="; ".join(reasons))
+            raise ArgumentError(
+                f"these inputs do not fit the graph {self.name}",
+                given="; ".join(reasons),
+                expected=", ".join(str(spec) for spec in self.inputs),
+                remedy="pass tensors of these shapes",
+            )
         return _sized(self.output, sizes)
 
     def check(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
@@ -154,6 +160,7 @@ def graph_specs(
             "the feature spec is not the model's",
             given=features.channels,
             expected=f"{model.feature_channels} channels",
+            remedy="take the feature spec that the model was trained on",
         )
     if features.more_layers:
         raise ConfigError(
@@ -163,7 +170,12 @@ def graph_specs(
             remedy="upgrade featinv-fast, or export a checkpoint that was trained on one layer",
         )
     if time_bias_size < 1:
-        raise ConfigError("a row of time biases cannot be empty", given=time_bias_size, expected="at least 1")
+        raise ConfigError(
+            "a row of time biases cannot be empty",
+            given=time_bias_size,
+            expected="at least 1",
+            remedy="take the length that the model's time embedding has",
+        )
     batch = Dim("batch", 1, optimal_batch, max_batch)
     steps = Dim("steps", *STEPS)
     edges = tuple(

@@ -72,7 +72,12 @@ class Stage:
             problems = [f"{name!r} is not a valid name" for name in names if not is_member_name(name)]
             problems += [problem for name in names if (problem := file_problem(self.path / name))]
             if problems:
-                raise ExportError("an engine cannot hold these files", given="; ".join(problems))
+                raise ExportError(
+                    "an engine cannot hold these files",
+                    given="; ".join(problems),
+                    expected="plain files with plain names, flat in one folder",
+                    remedy="write these files otherwise; where featinv-export wrote them, please report it",
+                )
             content = dataclasses.replace(manifest, files=hash_files(self.path, names)).to_json()
             (self.path / MANIFEST_NAME).write_bytes(content)
             (self.path / CHECKSUM_NAME).write_bytes(manifest_checksum(content))

@@ -130,11 +130,19 @@ class ParityInfo(Limited):
         super().__post_init__()
         if self.status is ParityStatus.NOT_RUN:
             if not self.reason:
-                raise ConfigError(f"the parity of {self.graph} was not run for no stated reason", expected="a reason")
+                raise self._refusal("was not run for no stated reason", "a reason")
         elif self.max_abs is None or self.relative is None or self.tolerance is None:
-            raise ConfigError(f"the parity of {self.graph} passed without its numbers", given=self)
+            raise self._refusal("passed without its numbers", "max_abs, relative and tolerance")
         elif self.relative > self.tolerance:
-            raise ConfigError(f"the parity of {self.graph} is called passed but was missed", given=self)
+            raise self._refusal("is called passed but was missed", f"at most {self.tolerance}")
+
+    def _refusal(self, problem: str, expected: str) -> ConfigError:
+        return ConfigError(
+            f"the parity of {self.graph} {problem}",
+            given=self,
+            expected=expected,
+            remedy="measure it with `featinv-export --verify`",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -232,7 +240,12 @@ class Manifest(Limited):
         for plans in (self.plans, self.rtx_plans):
             planned = [plan.graph for plan in plans]
             if len(set(planned)) != len(planned) or not set(planned) <= set(graphs):
-                raise ConfigError("the plans are not those of the graphs", given=planned, expected=sorted(graphs))
+                raise ConfigError(
+                    "the plans are not those of the graphs",
+                    given=planned,
+                    expected=sorted(graphs),
+                    remedy="name one plan of a graph",
+                )
 
     def unchecked(self, names: Collection[str] | None = None) -> tuple[str, ...]:
         """Files of graphs that nobody compared with the plain model; `parity` has the reasons.
@@ -275,7 +288,12 @@ class Manifest(Limited):
         try:
             return (json.dumps(to_dict(self), indent=2, allow_nan=False) + "\n").encode("ascii")
         except ValueError as error:
-            raise ConfigError("a manifest holds finite numbers only", given=error) from error
+            raise ConfigError(
+                "a manifest holds finite numbers only",
+                given=error,
+                expected="no NaN and nothing infinite",
+                remedy="correct the values that the manifest was made of",
+            ) from error
 
     @classmethod
     def from_json(cls, content: bytes) -> Manifest:
@@ -317,7 +335,7 @@ def listed_files(content: bytes) -> set[str]:
     data = _parsed(content)
     files = data.get("files")
     if not isinstance(data.get("format_version"), int) or not isinstance(files, dict):
-        raise EngineFormatError(f"{MANIFEST_NAME} is not an engine's manifest", expected="a format version and files")
+        raise _no_manifest(f"keys {sorted(data)[:10]}", "a format version and files")
     return set(files)
 
 
@@ -330,14 +348,19 @@ def _parsed(content: bytes) -> dict[str, Any]:
     try:
         data = json.loads(content, object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise EngineFormatError(
-            f"{MANIFEST_NAME} is not an engine's manifest", given=error, expected="a JSON object"
-        ) from error
+        raise _no_manifest(error, "a JSON object") from error
     if not isinstance(data, dict):
-        raise EngineFormatError(
-            f"{MANIFEST_NAME} is not an engine's manifest", given=type(data).__name__, expected="a JSON object"
-        )
+        raise _no_manifest(type(data).__name__, "a JSON object")
     return data
+
+
+def _no_manifest(given: object, expected: str) -> EngineFormatError:
+    return EngineFormatError(
+        f"{MANIFEST_NAME} is not an engine's manifest",
+        given=given,
+        expected=expected,
+        remedy="name an engine's folder, or copy or export this one again",
+    )
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -50,6 +50,7 @@ class BatchProfile(Limited):
                 "a profile's batch sizes are not ordered",
                 given=str(self),
                 expected="1 <= minimum <= optimum <= maximum",
+                remedy="put them in this order",
             )
 
     def __str__(self) -> str:
@@ -183,6 +184,7 @@ class RtxPlanInfo(Limited):
                 "TensorRT for RTX has no plans for these GPUs",
                 given=", ".join(self.capabilities) or "none",
                 expected=f"compute capabilities of {', '.join(RTX_CAPABILITIES)}, each once and in this order",
+                remedy="name some of these",
             )
 
     @property

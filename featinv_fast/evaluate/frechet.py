@@ -53,13 +53,21 @@ class GaussianMoments:
         """
         if vectors.ndim != 2 or vectors.shape[1] != len(self.mean):
             raise ArgumentError(
-                "these vectors have the wrong shape", given=list(vectors.shape), expected=["B", len(self.mean)]
+                "these vectors have the wrong shape",
+                given=list(vectors.shape),
+                expected=["B", len(self.mean)],
+                remedy="pass a row for each image, all of the network that the first ones are of",
             )
         if not len(vectors):
             return
         vectors = vectors.detach().to("cpu", torch.float64)
         if not bool(torch.isfinite(vectors).all()):
-            raise ArgumentError("the vectors hold NaN or infinite values", expected="finite vectors")
+            raise ArgumentError(
+                "the vectors hold NaN or infinite values",
+                given=f"rows {torch.nonzero(~torch.isfinite(vectors).all(dim=1)).flatten().tolist()[:10]}",
+                expected="finite vectors",
+                remedy="leave these rows out",
+            )
         mean = vectors.mean(dim=0)
         centred = vectors - mean
         shift = mean - self.mean
@@ -97,7 +105,10 @@ def frechet_distance(first: GaussianMoments, second: GaussianMoments) -> float:
     """
     if len(first.mean) != len(second.mean):
         raise ArgumentError(
-            "the two sets have different dimensions", given=[len(first.mean), len(second.mean)], expected="one"
+            "the two sets have different dimensions",
+            given=[len(first.mean), len(second.mean)],
+            expected="one",
+            remedy="compute both with the same network",
         )
     a, b = first.covariance, second.covariance
     values, vectors = torch.linalg.eigh(a)

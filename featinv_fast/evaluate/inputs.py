@@ -76,5 +76,6 @@ def _as_example(given: Any, number: int) -> Example:
             f"images[{number}] is no image",
             given=f"{type(image).__name__} {getattr(image, 'dtype', '')} {list(getattr(image, 'shape', []))}",
             expected="a PIL image, a uint8 array [H, W, 3], or an Example with one of these",
+            remedy="convert it, for example by PIL.Image.fromarray",
         )
     return dataclasses.replace(example, image=image, name=example.name or f"{number:06d}")

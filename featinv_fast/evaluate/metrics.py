@@ -66,10 +66,16 @@ class FeatureCosine:
                 "these feature maps cannot be compared",
                 given=f"{list(originals.shape)} and {list(reconstructions.shape)}",
                 expected="two batches [B, C, H, W] of one shape, B at least 1",
+                remedy="compute both with the same backbone and layer",
             )
         cosines = F.cosine_similarity(originals.double(), reconstructions.double(), dim=1).flatten(1).cpu()  # [B, H*W]
         if not bool(torch.isfinite(cosines).all()):
-            raise ArgumentError("a feature map to compare holds NaN or infinite values", expected="finite features")
+            raise ArgumentError(
+                "a feature map to compare holds NaN or infinite values",
+                given=f"maps {torch.nonzero(~torch.isfinite(cosines).all(dim=1)).flatten().tolist()[:10]}",
+                expected="finite features",
+                remedy="leave these out",
+            )
         means: list[float] = cosines.mean(dim=1).tolist()
         cells = ((cosines.clamp(-1.0, 1.0) + 1.0) * CELLS_PER_UNIT).round().long()
         self._images += means
@@ -88,7 +94,9 @@ class FeatureCosine:
             ArgumentError: there were no images.
         """
         if not self._images:
-            raise ArgumentError("there is nothing to summarise", given="no image", expected="at least one")
+            raise ArgumentError(
+                "there is nothing to summarise", given="no image", expected="at least one", remedy="call update first"
+            )
         quantiles = {str(q): self._quantile(q) for q in QUANTILES}
         return CosineSummary(
             mean=math.fsum(self._images) / len(self._images),
@@ -131,9 +139,16 @@ class TopKMatch:
                 "these logits cannot be compared",
                 given=f"{list(originals.shape)} and {list(reconstructions.shape)}",
                 expected="two batches [B, K] of one shape",
+                remedy="compute both with the same classifier",
             )
         if not bool(torch.isfinite(originals).all() and torch.isfinite(reconstructions).all()):
-            raise ArgumentError("the logits hold NaN or infinite values", expected="finite logits")
+            finite = torch.isfinite(originals).all(dim=1) & torch.isfinite(reconstructions).all(dim=1)
+            raise ArgumentError(
+                "the logits hold NaN or infinite values",
+                given=f"rows {torch.nonzero(~finite).flatten().tolist()[:10]}",
+                expected="finite logits",
+                remedy="leave these rows out",
+            )
         self._same_classes(originals.shape[1])
         top = originals.argmax(dim=1, keepdim=True)
         logit = reconstructions.gather(1, top)
@@ -162,5 +177,10 @@ class TopKMatch:
 
     def _same_classes(self, classes: int) -> None:
         if self._classes not in (None, classes):
-            raise ArgumentError("the number of classes changed", given=classes, expected=self._classes)
+            raise ArgumentError(
+                "the number of classes changed",
+                given=classes,
+                expected=self._classes,
+                remedy="compute all logits with the same classifier",
+            )
         self._classes = classes

@@ -47,6 +47,7 @@ def contact_sheet(
             "these panels make no page",
             given=f"{len(titles)} titles, strips of {sorted({len(strip) for strip in strips})}, {across} across",
             expected="at least one strip, each with a panel for each title",
+            remedy="pass as many panels in each strip as there are titles",
         )
     across = min(across, len(strips))
     block = len(titles) * (edge + GAP) - GAP

@@ -41,7 +41,12 @@ def quality_plot(rows: Sequence[Row]) -> Image.Image:
     """
     lines = curves(rows)
     if not lines:
-        raise ArgumentError("there is nothing to plot", given="no row of an engine", expected="at least one")
+        raise ArgumentError(
+            "there is nothing to plot",
+            given="no row of an engine",
+            expected="at least one",
+            remedy="pass the rows of an evaluation",
+        )
     # A Figure of its own: pyplot would keep global state and look for a display.
     figure = require_matplotlib().Figure(figsize=(12, 3.9), dpi=130, layout="constrained")
     panels = figure.subplots(1, 3)

@@ -87,7 +87,12 @@ def evaluate(
         EvaluationInterrupted: Ctrl-C.
     """
     if not settings:
-        raise ArgumentError("there are no settings to evaluate", given=[], expected="at least one Setting")
+        raise ArgumentError(
+            "there are no settings to evaluate",
+            given=[],
+            expected="at least one Setting",
+            remedy="pass [Setting()] for the engine's own",
+        )
     batch_size = count("batch_size", batch_size)
     run = _Evaluation(runtime, backbone, judge or backbone, settings, autoencoder, spaces, seed, pictures, clock)
     try:
@@ -98,7 +103,12 @@ def evaluate(
     except KeyboardInterrupt as interruption:
         raise EvaluationInterrupted(run.report() if run.count else None) from interruption
     if not run.count:
-        raise ArgumentError("there are no images to evaluate on", given="an empty iterable", expected="at least one")
+        raise ArgumentError(
+            "there are no images to evaluate on",
+            given="an empty iterable",
+            expected="at least one",
+            remedy="pass images; an iterator that was used before gives none",
+        )
     return run.report()
 
 

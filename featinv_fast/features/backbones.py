@@ -217,6 +217,7 @@ def _stage_index(spec: FeatureSpec) -> int | None:
         raise ArgumentError(
             "how the pooled features of this engine were pooled is not recorded",
             given=f"{spec.backbone}, pooled",
+            expected="pooled features [B, C]",
             remedy="compute them as in training and pass [B, C]",
         )
     if spec.more_layers:
@@ -233,5 +234,6 @@ def _stage_index(spec: FeatureSpec) -> int | None:
             "unknown backbone layer",
             given=f"{spec.layer!r} with layout {str(spec.layout)!r}",
             expected=f"{FINAL!r}, or the number of a stage with layout 'nchw' or 'nhwc'",
+            remedy="name one of these",
         )
     return int(spec.layer)

@@ -30,6 +30,7 @@ def list_images(folder: str | Path) -> list[Path]:
             "there are no images" if folder.exists() else "there is no such folder",
             given=folder,
             expected=f"a folder with files ending in {', '.join(IMAGE_SUFFIXES)}",
+            remedy="check the path, or convert the images",
         )
     return found
 

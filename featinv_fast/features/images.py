@@ -81,9 +81,19 @@ def to_rgb(image: Image.Image, reading: ImageReading = AS_STORED, *, name: str =
     from PIL import Image
 
     if not isinstance(image, Image.Image):
-        raise ArgumentTypeError(f"{name} is no image", given=type(image).__name__, expected="a PIL image")
+        raise ArgumentTypeError(
+            f"{name} is no image",
+            given=type(image).__name__,
+            expected="a PIL image",
+            remedy="open it with features.read_image, or convert an array by PIL.Image.fromarray",
+        )
     if 0 in image.size:
-        raise ArgumentError(f"{name} has no pixels", given=f"{image.width}x{image.height}", expected="at least 1x1")
+        raise ArgumentError(
+            f"{name} has no pixels",
+            given=f"{image.width}x{image.height}",
+            expected="at least 1x1",
+            remedy="leave it out",
+        )
     mode = image.mode
     if mode in _SIXTEEN_BITS or (mode == "I" and image.format in ("PNG", "PPM")):
         return _from_sixteen_bits(image, reading)

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
+from featinv_fast.checks import choice
 from featinv_fast.config import FeatureLayout, FeatureSpec
-from featinv_fast.errors import ArgumentError, FeatureLayoutError, FeatureShapeError
+from featinv_fast.errors import FeatureLayoutError, FeatureShapeError
 from featinv_fast.features.arrays import to_float_tensor
 from featinv_fast.features.known import KNOWN_BACKBONES
 
@@ -77,10 +78,7 @@ def normalise(features: Any, spec: FeatureSpec, *, layout: FeatureLayout | str |
 def _named_layout(layout: FeatureLayout | str | None, spec: FeatureSpec) -> FeatureLayout | None:
     if layout is None:
         return None
-    allowed = [str(member) for member in FeatureLayout]
-    if layout not in allowed:
-        raise ArgumentError("unknown layout", given=repr(layout), expected=allowed)
-    named = FeatureLayout(layout)
+    named = choice("the layout", layout, FeatureLayout)
     if named is FeatureLayout.POOLED and spec.layout is not FeatureLayout.POOLED:
         raise FeatureLayoutError(
             "this engine was not trained on pooled features",

@@ -164,7 +164,12 @@ def _from_hub(timm: Any, name: str, size: int) -> Any:
 
 def _from_chance(timm: Any, name: str, size: int, seed: str) -> Any:
     if not (seed.isascii() and seed.isdigit() and len(seed) < 19):
-        raise ArgumentError("bad seed of random backbone weights", given=f"random:{seed}", expected="random:0")
+        raise ArgumentError(
+            "bad seed of random backbone weights",
+            given=f"random:{seed}",
+            expected="random: and a number of at most 18 digits",
+            remedy="write random:0",
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seed))
         return _sized(timm, name, size, pretrained=False)
@@ -211,6 +216,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise CheckpointUnsafeError(
             "the backbone's weight file holds more than tensors",
             given=f"{path}: {str(error)[:200]}",
+            expected="a state_dict of tensors",
             remedy="save the state_dict alone, best as .safetensors",
         ) from error
     except Exception as error:  # both readers show damage in any exception

@@ -38,7 +38,10 @@ def make_accelerator(config: TrainingConfig) -> Any:
     )
     if accelerator.num_processes > 1:
         raise ConfigError(
-            "training runs in one process", given=f"{accelerator.num_processes} processes", expected="one process"
+            "training runs in one process",
+            given=f"{accelerator.num_processes} processes",
+            expected="one process",
+            remedy="start it without `accelerate launch` or torchrun",
         )
     return accelerator
 

@@ -151,6 +151,7 @@ def load_autoencoder(path: Path) -> tuple[Autoencoder, AutoencoderConfig]:
             "this is no autoencoder that the autoencoder recipe made",
             given=path,
             expected=f"'{AUTOENCODER_KEY}' in its metadata",
+            remedy="name the file that `featinv train` made of a recipe 'autoencoder'",
         )
     config = from_dict(AutoencoderConfig, json.loads(raw.metadata[AUTOENCODER_KEY]))
     with torch.device("meta"):
@@ -159,7 +160,12 @@ def load_autoencoder(path: Path) -> tuple[Autoencoder, AutoencoderConfig]:
         tensors = {name.removeprefix(AUTOENCODER): tensor.float() for name, tensor in raw.tensors.items()}
         autoencoder.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as error:
-        raise CheckpointMismatchError("the autoencoder's tensors do not fit its metadata", given=str(error)) from error
+        raise CheckpointMismatchError(
+            "the autoencoder's tensors do not fit its metadata",
+            given=str(error),
+            expected="the tensors that its metadata describe",
+            remedy="train or copy it again",
+        ) from error
     freeze(autoencoder)
     return autoencoder, config
 

@@ -20,7 +20,12 @@ def make_classifier(recipe: BackboneRecipe, size: int) -> Any:
             break
         except (RuntimeError, TypeError) as error:
             if option is options[-1]:
-                raise ConfigError("timm cannot make this model", given=f"{recipe.name}: {error}") from error
+                raise ConfigError(
+                    "timm cannot make this model",
+                    given=f"{recipe.name}: {error}",
+                    expected="a model of timm with a classifier",
+                    remedy="name another",
+                ) from error
     if recipe.drop_path and not any(getattr(module, "drop_prob", None) for module in model.modules()):
         raise ConfigError(
             "drop_path has no effect",

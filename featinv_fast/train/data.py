@@ -174,6 +174,7 @@ def batch_of(data: Data, draws: np.ndarray) -> Mapping[str, np.ndarray]:
             "the data gave something else than images",
             given=f"{images.dtype} {list(images.shape)}",
             expected=f"uint8 [{len(draws)}, H, W, 3]",
+            remedy="let `batch` of the data give these",
         )
     return batch
 

@@ -65,6 +65,7 @@ class Inputs(nn.Module):
                     "random crops leave nothing to keep",
                     given=f"data.crop = '{config.crop}', data.cache = '{config.cache}'",
                     expected="cache = 'none', or crop = 'center'",
+                    remedy="change one of them",
                 )
             self._kept = precompute(
                 self._computed,

@@ -69,7 +69,9 @@ def image_size(data: Data) -> int:
     """Edge of the training images in pixels."""
     _, height, width, _ = batch_of(data, _FIRST)["images"].shape
     if height != width:
-        raise ArgumentError("the images are not square", given=f"{height}x{width}", expected="squares")
+        raise ArgumentError(
+            "the images are not square", given=f"{height}x{width}", expected="squares", remedy="crop them"
+        )
     return int(height)
 
 

@@ -73,7 +73,12 @@ def prepare(recipe: Recipe, root: Path, *, config: Path | None, force: bool, pro
     # What a run shows of itself would become images to train on.
     refuse_inputs({"out": out, "folder": folder, "the run's images": folder / "images"}, read)
     if out.resolve() in (folder.resolve(), *folder.resolve().parents):
-        raise ConfigError("out is where the run's folder is", given=f"{out} and {folder}", expected="two places")
+        raise ConfigError(
+            "out is where the run's folder is",
+            given=f"{out} and {folder}",
+            expected="two places",
+            remedy="change `out` or `folder`",
+        )
     result = Result(out, folder, force=force)
     data = open_data(recipe.data, root, records=cache_of(root), progress=progress)
     refuse_other_images(folder, data)

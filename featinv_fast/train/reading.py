@@ -44,9 +44,19 @@ def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     try:
         data = _parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError("the recipe cannot be read", given=f"{path}: {error.strerror}", expected="a file") from None
+        raise ConfigError(
+            "the recipe cannot be read",
+            given=f"{path}: {error.strerror}",
+            expected="a file",
+            remedy="check the path and its permissions",
+        ) from None
     except ValueError as error:
-        raise ConfigError("the recipe is no TOML file", given=f"{path}: {error}", expected="TOML") from None
+        raise ConfigError(
+            "the recipe is no TOML file",
+            given=f"{path}: {error}",
+            expected="TOML, as the recipes in featinv_fast/demo/recipes/",
+            remedy="correct it there",
+        ) from None
     for change in changes:
         _apply(data, change)
     name = data.get("recipe")
@@ -61,7 +71,12 @@ def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     recipe = from_dict(RECIPES[name], data, where=path.name)
     refuse_idle(recipe, named_in(data))
     if not recipe.out.endswith(".safetensors"):
-        raise ConfigError("the result has another kind of name", given=recipe.out, expected="out = '...safetensors'")
+        raise ConfigError(
+            "the result has another kind of name",
+            given=f"out = '{recipe.out}'",
+            expected="a name that ends in .safetensors",
+            remedy=f"name it '{recipe.out}.safetensors'",
+        )
     return recipe
 
 
@@ -81,7 +96,12 @@ def _apply(data: dict[str, Any], change: str) -> None:
     """Set one value. Text that is no TOML value is taken as a string: `data.source=images` needs no quotes."""
     keys, separator, text = change.partition("=")
     if not separator:
-        raise ConfigError("a change without a value", given=change, expected="KEY=VALUE, as in training.steps=100")
+        raise ConfigError(
+            "a change without a value",
+            given=change,
+            expected="KEY=VALUE, as in training.steps=100",
+            remedy="write it so",
+        )
     try:
         value = _parsed(f"value = {text}")["value"]
     except ValueError:
@@ -90,5 +110,10 @@ def _apply(data: dict[str, Any], change: str) -> None:
     for key in parents:
         data = data.setdefault(key, {})
         if not isinstance(data, dict):
-            raise ConfigError("a change inside of a value", given=change, expected=f"{key} to be a table")
+            raise ConfigError(
+                "a change inside of a value",
+                given=change,
+                expected=f"{key} to be a table",
+                remedy=f"change {key} as a whole",
+            )
     data[last] = value

@@ -26,12 +26,14 @@ def run_distill(recipe: DistillRecipe, place: Place) -> None:
             "the teacher's guidance is not sound",
             given=f"guidance_scale = [{low}, {high}], guidance_channels = {recipe.guidance_channels}",
             expected="two equal numbers, or a growing range and a guidance embedding for the student",
+            remedy="change one of them",
         )
     if recipe.guidance_channels and recipe.learns is Learns.CONTROLNET:
         raise ConfigError(
             "a guidance embedding is a part of the U-Net, which does not learn here",
             given=f"learns = '{recipe.learns}', guidance_channels = {recipe.guidance_channels}",
             expected="learns = 'all' or 'lora', or guidance_channels = 0",
+            remedy="change one of them",
         )
     samplers.build(_sampler(recipe), recipe.steps)  # says what is wrong with the number of steps
     checkpoint = load(place.root / recipe.teacher)
@@ -42,6 +44,7 @@ def run_distill(recipe: DistillRecipe, place: Place) -> None:
             given=f"{checkpoint.path} with {len(prompts)} stored prompts and a guidance embedding of "
             f"{checkpoint.config.guidance_embedding_channels} channels",
             expected="a plain FeatInv checkpoint that stores both prompts, as `featinv train` makes",
+            remedy="name such a one as `teacher`",
         )
     extractor = open_extractor(recipe, place)
     _require_same(extractor.spec, checkpoint.features)
@@ -84,6 +87,7 @@ def _distill_objective(recipe: DistillRecipe) -> type[DistillObjective]:
             "a consistency model learns from its own average",
             given="no training.ema_decay",
             expected="a decay such as 0.95 (arXiv 2310.04378)",
+            remedy="state training.ema_decay",
         )
     return ConsistencyObjective
 

@@ -128,11 +128,23 @@ class TrainingConfig:
         not_negative = ("warmup_steps", "image_every", "learning_rate", "weight_decay", "seed")
         wrong |= {name: getattr(self, name) for name in not_negative if not getattr(self, name) >= 0}
         if wrong:
-            raise ConfigError("numbers of the training are out of range", given=wrong, expected=f"{positive} from 1 on")
+            raise ConfigError(
+                "numbers of the training are out of range",
+                given=wrong,
+                expected=f"{', '.join(positive)} from 1 on, {', '.join(not_negative)} from 0 on",
+                remedy="correct these numbers",
+            )
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ConfigError("the decay of the average is out of range", given=self.ema_decay, expected="0 <= d < 1")
+            raise ConfigError(
+                "the decay of the average is out of range",
+                given=f"ema_decay = {self.ema_decay}",
+                expected="from 0 to below 1",
+                remedy="choose a decay such as 0.999",
+            )
         if self.device not in ("auto", "cpu", "cuda"):
-            raise ConfigError("unknown device", given=self.device, expected="auto, cpu or cuda")
+            raise ConfigError(
+                "unknown device", given=self.device, expected="auto, cpu or cuda", remedy="name one of these"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,6 +196,7 @@ class DataConfig:
                 given=wrong,
                 expected="count and size from 1 on, shares of the hold-out between 0 and 1 that leave something to "
                 "train on, and probabilities of flips from 0 to 1",
+                remedy="correct these numbers",
             )
 
 
@@ -231,6 +244,7 @@ class PerceptualConfig:
                 "the perceptual loss is not sound",
                 given=f"layers = {list(self.layers)}, share = {self.share}",
                 expected="a stage or more, and 0 < share <= 1",
+                remedy="correct these",
             )
 
 
@@ -257,6 +271,7 @@ class OwnPathConfig:
                 "the model's own path is not sound",
                 given=f"share = {self.share}, jumps = {self.jumps}",
                 expected="0 < share <= 1, and a jump or more",
+                remedy="correct these numbers",
             )
 
 

@@ -55,6 +55,7 @@ def segments(student_steps: int, teacher_steps: int) -> list[Segment]:
             "the teacher has no more steps than the student",
             given=f"teacher_steps = {teacher_steps}, steps = {student_steps}",
             expected="more steps of the teacher",
+            remedy="raise teacher_steps, or lower steps",
         )
     found = []
     for i, (time, end) in enumerate(zip(times, [*times[1:], 0], strict=True)):

@@ -9,11 +9,18 @@ from torch import Tensor
 
 from featinv_kernels.errors import KernelArgumentError
 
+CONVERT = "convert it with .to()"
+
 
 def check_shape(name: str, tensor: Tensor, expected: Sequence[int]) -> None:
     """Raise a KernelArgumentError unless `tensor` has exactly the expected shape."""
     if tuple(tensor.shape) != tuple(expected):
-        raise KernelArgumentError(f"{name} has the wrong shape", given=list(tensor.shape), expected=list(expected))
+        raise KernelArgumentError(
+            f"{name} has the wrong shape",
+            given=list(tensor.shape),
+            expected=list(expected),
+            remedy="pass a tensor of this shape",
+        )
 
 
 def check_tensors(first: str, tensors: Mapping[str, Tensor | None], *, same_dtype: Sequence[str] = ()) -> None:
@@ -30,13 +37,20 @@ def check_tensors(first: str, tensors: Mapping[str, Tensor | None], *, same_dtyp
         if tensor is None:
             continue
         if not tensor.dtype.is_floating_point:
-            raise KernelArgumentError(f"{name} is not floating-point", given=tensor.dtype, expected="floating-point")
+            raise KernelArgumentError(
+                f"{name} is not floating-point", given=tensor.dtype, expected="floating-point", remedy=CONVERT
+            )
         if tensor.device != leader.device:
             raise KernelArgumentError(
-                f"{name} and {first} are on different devices", given=tensor.device, expected=leader.device
+                f"{name} and {first} are on different devices",
+                given=tensor.device,
+                expected=leader.device,
+                remedy=CONVERT,
             )
         if name in same_dtype and tensor.dtype != leader.dtype:
-            raise KernelArgumentError(f"{name} and {first} differ in dtype", given=tensor.dtype, expected=leader.dtype)
+            raise KernelArgumentError(
+                f"{name} and {first} differ in dtype", given=tensor.dtype, expected=leader.dtype, remedy=CONVERT
+            )
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

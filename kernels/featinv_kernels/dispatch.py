@@ -28,7 +28,9 @@ def not_supported_reasons(op: str, provider: str, request: Request) -> list[str]
         KernelArgumentError: there is no such op or provider.
     """
     if op not in OPS:
-        raise KernelArgumentError("there is no such op", given=repr(op), expected=sorted(OPS))
+        raise KernelArgumentError(
+            "there is no such op", given=repr(op), expected=sorted(OPS), remedy="name one of these"
+        )
     return _reasons(OPS[op].provider(provider), request)
 
 

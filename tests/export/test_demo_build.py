@@ -160,4 +160,4 @@ def test_the_command_line(monkeypatch, capsys):
     ]
     assert capsys.readouterr().out == "o\n"
     assert cli.main(["--root", "r", "--student", "pupil"]) == 2
-    assert "no distillation" in capsys.readouterr().err
+    assert "distillation is not one of its values" in capsys.readouterr().err

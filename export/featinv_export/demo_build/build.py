@@ -110,7 +110,12 @@ def install(options: BuildOptions) -> None:
     }
     size = sum(path.stat().st_size for source in sources.values() for path in [source, *source.rglob("*")])
     if size > LARGEST_BYTES:
-        raise ExportError("the built-in engine is too large", given=f"{size:,} bytes", expected=f"{LARGEST_BYTES:,}")
+        raise ExportError(
+            "the built-in engine is too large",
+            given=f"{size:,} bytes",
+            expected=f"at most {LARGEST_BYTES:,}",
+            remedy="build smaller models: --set channels=...",
+        )
     options.out.mkdir(parents=True, exist_ok=True)
     for name, source in sources.items():
         target = options.out / name

@@ -127,7 +127,12 @@ def _sound_manifest(path: Path) -> dict[str, Any]:
     listed = {name: FileInfo(**info) for name, info in manifest["files"].items()}
     changed = [name for name, info in hash_files(path, listed).items() if info != listed[name]]
     if changed or (path / CHECKSUM_NAME).read_bytes() != manifest_checksum(content):
-        raise EngineIntegrityError(f"the engine {path} was changed", given=changed or [MANIFEST_NAME])
+        raise EngineIntegrityError(
+            f"the engine {path} was changed",
+            given=changed or [MANIFEST_NAME],
+            expected="the bytes that its manifest lists",
+            remedy="restore it from the repository",
+        )
     return manifest
 
 

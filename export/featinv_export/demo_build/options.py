@@ -7,8 +7,8 @@ import enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from featinv_fast.checks import choice, count
 from featinv_fast.demo import builtin, recipes
-from featinv_fast.errors import ArgumentError
 
 if TYPE_CHECKING:
     from featinv_fast.train import Recipe
@@ -71,14 +71,12 @@ class BuildOptions:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        if self.student not in STUDENTS:
-            raise ArgumentError("no distillation is called so", given=self.student, expected=" or ".join(STUDENTS))
-        if self.scenes < 2:
-            raise ArgumentError("too few scenes to compare", given=self.scenes, expected="at least 2")
+        choice("the student's distillation", self.student, STUDENTS)
+        count("the number of scenes", self.scenes, 2)
         for change in self.changes:
             recipe, colon, _ = change.partition("=")[0].partition(":")
-            if colon and recipe not in RECIPES:
-                raise ArgumentError("no recipe is called so", given=change, expected=f"one of {', '.join(RECIPES)}")
+            if colon:
+                choice(f"the recipe of --set {change}", recipe, RECIPES)
 
     def recipe(self, name: str) -> Recipe:
         """A recipe with the changes that concern it.

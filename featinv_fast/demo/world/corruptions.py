@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from featinv_fast.checks import choice
 from featinv_fast.demo.world.random_numbers import stream_keys
 from featinv_fast.errors import ArgumentError, ArgumentTypeError
 
@@ -65,13 +66,23 @@ def corrupt(
     """
     kind = _checked_kind(corruption)
     if severity not in SEVERITIES:
-        raise ArgumentError("unknown severity", given=repr(severity), expected="1 to 5")
+        raise ArgumentError("unknown severity", given=repr(severity), expected="1 to 5", remedy="choose one of these")
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         given = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
-        raise ArgumentTypeError("these are no images", given=given, expected="a numpy array, uint8 [B, H, W, 3]")
+        raise ArgumentTypeError(
+            "these are no images",
+            given=given,
+            expected="a numpy array, uint8 [B, H, W, 3]",
+            remedy="convert them, with numpy.stack where they are several arrays",
+        )
     keys = stream_keys(_STREAM, seed, np.arange(len(images)) if indices is None else indices)
     if len(keys) != len(images):
-        raise ArgumentError("each image needs its number", given=len(keys), expected=f"{len(images)} numbers")
+        raise ArgumentError(
+            "each image needs its number",
+            given=f"{len(keys)} indices",
+            expected=f"{len(images)} indices",
+            remedy="pass one for each image, or leave them out to count from 0",
+        )
 
     parameter = CORRUPTION_PARAMETERS[kind][severity - 1]
     unit = images.astype(np.float32) / 255.0
@@ -128,8 +139,4 @@ def _area_matrix(source: int, target: int) -> np.ndarray:
 
 
 def _checked_kind(corruption: Corruption | str) -> Corruption:
-    try:
-        return Corruption(corruption)
-    except ValueError:
-        expected = f"one of {', '.join(Corruption)}"
-        raise ArgumentError("unknown corruption", given=repr(corruption), expected=expected) from None
+    return choice("the corruption", corruption, Corruption)

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from featinv_fast.checks import count
 from featinv_fast.demo.world.concepts import annotate
 from featinv_fast.demo.world.render import object_masks, render
 from featinv_fast.demo.world.scenes import Scenes, draw_scenes
 from featinv_fast.demo.world.vocabulary import Split, Style
-from featinv_fast.errors import ArgumentError
 
 # How many scenes a split has unless told otherwise; there is no end to them but 2**40.
 LENGTHS = {Split.TRAIN: 100_000, Split.VALIDATION: 2_000, Split.TEST: 2_000}
@@ -51,9 +51,7 @@ class SceneDataset:
         # An empty batch checks every argument now and not in a worker's first one.
         render(draw_scenes([], split=split, seed=seed), size=size, style=style)
         self.split, self.size, self.seed, self.style, self.masks = Split(split), size, seed, Style(style), masks
-        self._length = LENGTHS[self.split] if length is None else operator.index(length)
-        if self._length < 0:
-            raise ArgumentError("the length is negative", given=length, expected="0 or more")
+        self._length = LENGTHS[self.split] if length is None else count("the length", length, least=0)
 
     def __len__(self) -> int:
         return self._length

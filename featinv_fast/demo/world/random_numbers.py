@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from featinv_fast.checks import integer
 from featinv_fast.errors import ArgumentError, ArgumentTypeError
 
 # An item's name is one 64-bit word, stream | seed | index, so that no two items share one.
@@ -82,23 +83,28 @@ def pixel_bytes(keys: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def _checked_seed(seed: int) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
-        raise ArgumentTypeError("the seed is not an integer", given=repr(seed), expected="an integer")
+    seed = integer("the seed", seed)
     if not 0 <= seed < 2**SEED_BITS:
-        raise ArgumentError("the seed is outside its range", given=seed, expected=f"0 to {2**SEED_BITS - 1}")
-    return int(seed)
+        raise ArgumentError(
+            "the seed is outside its range", given=seed, expected=f"0 to {2**SEED_BITS - 1}", remedy="choose another"
+        )
+    return seed
 
 
 def _checked_indices(indices: np.ndarray | Sequence[int]) -> np.ndarray:
     array = np.asarray(indices)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise ArgumentTypeError(
-            "the numbers are not one row of integers", given=f"{array.dtype} {list(array.shape)}", expected="int [B]"
+            "the indices are not one row of integers",
+            given=f"{array.dtype} {list(array.shape)}",
+            expected="integers [B]",
+            remedy="pass a range, a list of integers or an array of them",
         )
     if array.size and (array.min() < 0 or array.max() >= 2**INDEX_BITS):
         raise ArgumentError(
-            "a number is outside its range",
+            "an index is outside its range",
             given=f"{array.min()} to {array.max()}",
             expected=f"0 to {2**INDEX_BITS - 1}",
+            remedy="choose others",
         )
     return array.astype(np.uint64)

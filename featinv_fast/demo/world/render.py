@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
+from featinv_fast.checks import choice, count
 from featinv_fast.demo.world.line_drawing import draw_lines
 from featinv_fast.demo.world.painting import paint
 from featinv_fast.demo.world.scenes import Scenes
 from featinv_fast.demo.world.surfaces import surface
 from featinv_fast.demo.world.vocabulary import MAX_OBJECTS, Style
-from featinv_fast.errors import ArgumentError, ArgumentTypeError
 
 SMALLEST_SIZE = 16
 
@@ -83,15 +83,8 @@ def _chunks(count: int, size: int) -> Iterator[slice]:
 
 
 def _checked_size(size: int) -> int:
-    if isinstance(size, bool) or not isinstance(size, int | np.integer):
-        raise ArgumentTypeError("the image size is not an integer", given=repr(size), expected="pixels as an integer")
-    if size < SMALLEST_SIZE:
-        raise ArgumentError("the image is too small", given=size, expected=f"at least {SMALLEST_SIZE} pixels")
-    return int(size)
+    return count("the images' size in pixels", size, SMALLEST_SIZE)
 
 
 def _checked_style(style: Style | str) -> Style:
-    try:
-        return Style(style)
-    except ValueError:
-        raise ArgumentError("unknown style", given=repr(style), expected=f"one of {', '.join(Style)}") from None
+    return choice("the style", style, Style)

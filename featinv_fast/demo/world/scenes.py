@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from featinv_fast.checks import choice
 from featinv_fast.demo.world.colours import PALETTE_HSV, hsv_to_rgb, second_tone
 from featinv_fast.demo.world.random_numbers import Draws, mix, stream_keys
 from featinv_fast.demo.world.shapes import REACH
 from featinv_fast.demo.world.vocabulary import ABSENT, BACKGROUNDS, COLOURS, MAX_OBJECTS, PATTERNS, SHAPES, Split
-from featinv_fast.errors import ArgumentError
 
 # Radii as fractions of the image's edge: the dominant one is at least 1.5 times as wide as any other.
 DOMINANT_RADIUS = (0.21, 0.30)
@@ -200,7 +200,4 @@ def _place(draws: Draws, radius: np.ndarray, margin: np.ndarray) -> tuple[np.nda
 
 
 def _split_code(split: Split | str) -> int:
-    try:
-        return _SPLIT_CODES[Split(split)]
-    except ValueError:
-        raise ArgumentError("unknown split", given=repr(split), expected=f"one of {', '.join(Split)}") from None
+    return _SPLIT_CODES[choice("the split", split, Split)]

@@ -69,7 +69,10 @@ def _check_arguments(q: Tensor, k: Tensor, v: Tensor) -> None:
     for name, tensor in (("q", q), ("k", k)):
         if tensor.ndim != 4 or 0 in tensor.shape[1:]:
             raise KernelArgumentError(
-                f"{name} is not tokens by heads", given=list(tensor.shape), expected="[B, N, H, d], only B may be 0"
+                f"{name} is not tokens by heads",
+                given=list(tensor.shape),
+                expected="[B, N, H, d], only B may be 0",
+                remedy="reshape it",
             )
     groups, keys = k.shape[:2]
     check_shape("k", k, (groups, keys, *q.shape[2:]))
@@ -79,6 +82,7 @@ def _check_arguments(q: Tensor, k: Tensor, v: Tensor) -> None:
             "the items of q cannot be divided among the groups of k",
             given=f"{q.shape[0]} items, {groups} groups",
             expected="a multiple of the number of groups",
+            remedy="pass keys and values for each item, or for each group of as many items",
         )
 
 

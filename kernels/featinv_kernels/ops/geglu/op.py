@@ -63,7 +63,10 @@ def _check_arguments(x: Tensor) -> None:
     check_tensors("x", {"x": x})
     if x.ndim == 0 or x.shape[-1] == 0 or x.shape[-1] % 2 != 0:
         raise KernelArgumentError(
-            "x does not divide into values and gates", given=list(x.shape), expected="[..., 2 D], D at least 1"
+            "x does not divide into values and gates",
+            given=list(x.shape),
+            expected="[..., 2 D], D at least 1",
+            remedy="pass values and gates one behind the other",
         )
 
 

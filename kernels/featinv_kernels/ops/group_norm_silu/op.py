@@ -97,12 +97,18 @@ def _check_arguments(x: Tensor, weight: Tensor, bias: Tensor, channel_bias: Tens
     check_tensors("x", {"x": x, "weight": weight, "bias": bias, "channel_bias": channel_bias})
     if x.ndim < 3 or 0 in x.shape[1:]:
         raise KernelArgumentError(
-            "x is not a batch of maps with the channels last", given=list(x.shape), expected="[B, ..., C], none empty"
+            "x is not a batch of maps with the channels last",
+            given=list(x.shape),
+            expected="[B, ..., C], none empty",
+            remedy="pass the channels last, as x.permute(0, 2, 3, 1) gives them",
         )
     channels = x.shape[-1]
     if groups < 1 or channels % groups != 0:
         raise KernelArgumentError(
-            "the channels cannot be divided into groups", given=f"{channels} channels, {groups} groups"
+            "the channels cannot be divided into groups",
+            given=f"{channels} channels, {groups} groups",
+            expected="a number of groups that divides the channels",
+            remedy="choose another",
         )
     check_shape("weight", weight, (channels,))
     check_shape("bias", bias, (channels,))

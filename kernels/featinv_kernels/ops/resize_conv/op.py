@@ -77,12 +77,20 @@ def _check_arguments(x: Tensor, weight: Tensor, bias: Tensor, height: int, width
     check_tensors("x", {"x": x, "weight": weight, "bias": bias}, same_dtype=("weight",))
     if x.ndim != 4 or 0 in x.shape[1:]:
         raise KernelArgumentError(
-            "x is not a batch of maps with the channels last", given=list(x.shape), expected="[B, h, w, C], none empty"
+            "x is not a batch of maps with the channels last",
+            given=list(x.shape),
+            expected="[B, h, w, C], none empty",
+            remedy="pass the channels last, as x.permute(0, 2, 3, 1) gives them",
         )
     check_shape("weight", weight, (3, 3, x.shape[-1], weight.shape[-1] if weight.ndim else 0))
     check_shape("bias", bias, (weight.shape[-1],))
     if height < 1 or width < 1:
-        raise KernelArgumentError("the new size is empty", given=f"{height} x {width}", expected="at least 1 x 1")
+        raise KernelArgumentError(
+            "the new size is empty",
+            given=f"{height} x {width}",
+            expected="at least 1 x 1",
+            remedy="choose a larger one",
+        )
 
 
 def _load_triton() -> Callable[..., Any]:

@@ -20,5 +20,10 @@ def tap_weights(weight: Tensor) -> Tensor:
         KernelArgumentError: a shape that does not fit.
     """
     if weight.ndim != 4 or weight.shape[2:] != (3, 3):
-        raise KernelArgumentError("not a 3x3 convolution", given=list(weight.shape), expected="[C', C, 3, 3]")
+        raise KernelArgumentError(
+            "not a 3x3 convolution",
+            given=list(weight.shape),
+            expected="[C', C, 3, 3]",
+            remedy="pass the weight of a Conv2d with kernel_size=3 and groups=1",
+        )
     return weight.permute(2, 3, 1, 0).contiguous()

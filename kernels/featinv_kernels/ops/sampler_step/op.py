@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from featinv_kernels.arguments import CONVERT
 from featinv_kernels.dispatch import AUTO, choose
 from featinv_kernels.errors import KernelArgumentError
 from featinv_kernels.library import define_op
@@ -81,24 +82,37 @@ def _check_arguments(
 ) -> None:
     if coefficients.shape != (6,):
         raise KernelArgumentError(
-            "coefficients of a sampler step are A, B, C, D, P, Q", given=list(coefficients.shape), expected=[6]
+            "coefficients of a sampler step are A, B, C, D, P, Q",
+            given=list(coefficients.shape),
+            expected=[6],
+            remedy="pass one row of a step table",
         )
     if not eps.dtype.is_floating_point:
-        raise KernelArgumentError("eps is not floating-point", given=eps.dtype, expected="a floating-point dtype")
+        raise KernelArgumentError(
+            "eps is not floating-point", given=eps.dtype, expected="a floating-point dtype", remedy=CONVERT
+        )
     tensors = {"latents": latents, "eps": eps, "coefficients": coefficients, "noise": noise, "history": history}
     for name, tensor in tensors.items():
         if tensor is None:
             continue
         if tensor.device != latents.device:
             raise KernelArgumentError(
-                f"{name} and latents are on different devices", given=tensor.device, expected=latents.device
+                f"{name} and latents are on different devices",
+                given=tensor.device,
+                expected=latents.device,
+                remedy=CONVERT,
             )
         if name != "coefficients" and tensor.shape != latents.shape:
             raise KernelArgumentError(
-                f"{name} and latents differ in shape", given=list(tensor.shape), expected=list(latents.shape)
+                f"{name} and latents differ in shape",
+                given=list(tensor.shape),
+                expected=list(latents.shape),
+                remedy="pass tensors of one batch",
             )
         if name != "eps" and tensor.dtype != torch.float32:
-            raise KernelArgumentError(f"{name} has the wrong dtype", given=tensor.dtype, expected=torch.float32)
+            raise KernelArgumentError(
+                f"{name} has the wrong dtype", given=tensor.dtype, expected=torch.float32, remedy=CONVERT
+            )
 
 
 def _load_triton() -> Callable[..., Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from featinv_kernels.arguments import check_tensors
 from featinv_kernels.dispatch import AUTO, choose
 from featinv_kernels.errors import KernelArgumentError
 from featinv_kernels.library import define_op
@@ -55,9 +56,13 @@ def _fake(image: Tensor, provider: str) -> Tensor:
 
 def _check_arguments(image: Tensor) -> None:
     if image.ndim != 4 or image.shape[1] != 3:
-        raise KernelArgumentError("not a batch of RGB images", given=list(image.shape), expected="[N, 3, H, W]")
-    if not image.dtype.is_floating_point:
-        raise KernelArgumentError("the image is not floating-point", given=image.dtype, expected="floating-point")
+        raise KernelArgumentError(
+            "not a batch of RGB images",
+            given=list(image.shape),
+            expected="[N, 3, H, W]",
+            remedy="pass such a batch, of one image as image[None]",
+        )
+    check_tensors("the image", {"the image": image})
 
 
 def _load_triton() -> Callable[..., Any]:

@@ -27,7 +27,12 @@ def phase_weights(weight: Tensor) -> Tensor:
     """
     check_tensors("weight", {"weight": weight})
     if weight.ndim != 4 or weight.shape[2:] != (3, 3):
-        raise KernelArgumentError("not a 3x3 convolution", given=list(weight.shape), expected="[C', C, 3, 3]")
+        raise KernelArgumentError(
+            "not a 3x3 convolution",
+            given=list(weight.shape),
+            expected="[C', C, 3, 3]",
+            remedy="pass the weight of a Conv2d with kernel_size=3 and groups=1",
+        )
     parts = _PARTS.to(weight.device)
     phases = torch.einsum("auy,bvx,ocyx->abuvco", parts, parts, weight.double())
     return phases.to(weight.dtype).contiguous()
