@@ -18,7 +18,7 @@ from featinv_fast.commands.invert_record import Finished, make_record
 from featinv_fast.commands.sources import Chunk, ImagesInFolder, MapsInFile, Source
 from featinv_fast.config import FeatureSpec, to_dict
 from featinv_fast.errors import ArgumentError, FeatureShapeError, FileError, OutOfMemoryError
-from featinv_fast.features import Backbone, known_spec, list_images
+from featinv_fast.features import Backbone, items_at, known_spec, list_images
 from featinv_fast.jobs.ledger import Ledger, open_ledger
 from featinv_fast.jobs.stop import held
 from featinv_fast.runtime import Inversion, InversionInterrupted, Runtime
@@ -136,13 +136,14 @@ class _Run:
         seeds = [finished.seed(place, sample) for place in places for sample in range(finished.samples)]
         sampling = self._options.sampling | {"seed": seeds}
         try:
-            inversion = self._runtime.invert(
-                chunk.maps[rows],
-                layout=chunk.layout,
-                errors="return",
-                progress=(lambda steps, of: advance(steps, of, len(seeds))) if self._options.progress else False,
-                **sampling,
-            )
+            with items_at([self._source.place(place) for place in places]):
+                inversion = self._runtime.invert(
+                    chunk.maps[rows],
+                    layout=chunk.layout,
+                    errors="return",
+                    progress=(lambda steps, of: advance(steps, of, len(seeds))) if self._options.progress else False,
+                    **sampling,
+                )
         except (InversionInterrupted, OutOfMemoryError) as stop:
             if stop.finished is not None:
                 with held():
@@ -174,9 +175,7 @@ class _Run:
             elif number in finished or stopped:  # what was stopped has no result yet, or its error is found again
                 continue
             else:
-                # Named by its place in the whole run, not in this call.
-                named = inversion.errors[row].about(self._source.subject(number[0]))
-                error = named.message(command_line=True)
+                error = inversion.errors[row].message(command_line=True)
             rows.append(finished.row(*number, error=error, recomputed=row in recomputed))
         finished.enter(rows, to_dict(inversion.flags))
         if failures:

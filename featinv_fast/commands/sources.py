@@ -24,6 +24,7 @@ from featinv_fast.features import (
     normalise,
     read_image,
 )
+from featinv_fast.jobs.names import readable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,8 +56,8 @@ class Source(Protocol):
         """What the item's images would best be called, without suffix."""
         ...
 
-    def subject(self, place: int) -> str:
-        """What an error beside the item's name is about."""
+    def place(self, place: int) -> int | str:
+        """What messages call the item."""
         ...
 
     def read(self, places: range) -> Chunk:
@@ -97,9 +98,9 @@ class MapsInFile:
         """The number."""
         return self.items[place]
 
-    def subject(self, place: int) -> str:
-        """The map, by its place in the file."""
-        return f"feature map {place}"
+    def place(self, place: int) -> int:
+        """Its place in the file."""
+        return place
 
     def read(self, places: range) -> Chunk:
         """See `Source`."""
@@ -144,9 +145,9 @@ class ImagesInFolder:
         stem = _without_suffix(self.items[place])
         return (stem if self._stems[stem] == 1 else self.items[place]).replace("/", "__")
 
-    def subject(self, place: int) -> str:  # noqa: ARG002 -- the name says which
-        """Its map."""
-        return "its feature map"
+    def place(self, place: int) -> str:
+        """The image's path."""
+        return readable(self.items[place])
 
     def read(self, places: range) -> Chunk:
         """See `Source`; an image that cannot be read has an error."""

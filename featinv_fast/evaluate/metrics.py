@@ -72,7 +72,7 @@ class FeatureCosine:
         if not bool(torch.isfinite(cosines).all()):
             raise ArgumentError(
                 "a feature map to compare holds NaN or infinite values",
-                given=f"maps {torch.nonzero(~torch.isfinite(cosines).all(dim=1)).flatten().tolist()[:10]}",
+                given=f"{int((~torch.isfinite(cosines).all(dim=1)).sum())} of {len(cosines)} pairs",
                 expected="finite features",
                 remedy="leave these out",
             )
@@ -145,7 +145,7 @@ class TopKMatch:
             finite = torch.isfinite(originals).all(dim=1) & torch.isfinite(reconstructions).all(dim=1)
             raise ArgumentError(
                 "the logits hold NaN or infinite values",
-                given=f"rows {torch.nonzero(~finite).flatten().tolist()[:10]}",
+                given=f"{int((~finite).sum())} of {len(finite)} rows",
                 expected="finite logits",
                 remedy="leave these rows out",
             )

@@ -22,7 +22,7 @@ from featinv_fast.evaluate.inputs import Example, Inverter, batches
 from featinv_fast.evaluate.report import Item, Kind, Picture, Report
 from featinv_fast.evaluate.rows import ORIGINALS, make_rows
 from featinv_fast.evaluate.series import Seen, Series
-from featinv_fast.features import center_crop
+from featinv_fast.features import center_crop, items_at
 from featinv_fast.samplers import Setting
 from featinv_kernels import to_uint8
 from featinv_kernels.torch_state import neutral_torch_state
@@ -98,7 +98,8 @@ def evaluate(
     try:
         with _progress_bar(shown=progress) as advance:
             for batch in batches(images, batch_size):
-                run.add(batch)
+                with items_at([example.name for example in batch]):
+                    run.add(batch)
                 advance(len(batch))
     except KeyboardInterrupt as interruption:
         raise EvaluationInterrupted(run.report() if run.count else None) from interruption

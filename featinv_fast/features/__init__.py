@@ -9,6 +9,7 @@ from featinv_fast.features.images import center_crop, read_image, to_rgb
 from featinv_fast.features.known import KNOWN_BACKBONES, known_spec
 from featinv_fast.features.layouts import normalise
 from featinv_fast.features.normalisation import BackboneNormalisationWarning
+from featinv_fast.features.places import items_at, place_of
 from featinv_fast.features.weights import weights_sha256
 
 __all__ = [
@@ -21,11 +22,13 @@ __all__ = [
     "center_crop",
     "check_statistics",
     "class_folders",
+    "items_at",
     "known_spec",
     "list_images",
     "load_features",
     "non_finite_items",
     "normalise",
+    "place_of",
     "read_image",
     "to_rgb",
     "weights_sha256",

@@ -19,6 +19,7 @@ from featinv_fast.features.images import center_crop, read_image
 from featinv_fast.features.known import FINAL
 from featinv_fast.features.map_form import MapForm, final_form, stage_form
 from featinv_fast.features.normalisation import constants
+from featinv_fast.features.places import items_at, place_of
 from featinv_fast.features.timm_models import create_model, evaluation_size, impossible_size, known_name
 from featinv_fast.features.weights import weights_sha256
 from featinv_kernels.torch_state import neutral_torch_state
@@ -93,7 +94,10 @@ class Backbone:
         size = self.input_size
         if not images:
             return torch.empty(0, 3, size, size)
-        crops = [np.asarray(center_crop(image, size, reading, name=f"images[{i}]")) for i, image in enumerate(images)]
+        crops = [
+            np.asarray(center_crop(image, size, reading, name=f"images[{place_of(i)}]"))
+            for i, image in enumerate(images)
+        ]
         pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).to(torch.float32).div(255)  # [B, 3, S, S]
         return self.normalised(pixels).contiguous()
 
@@ -141,9 +145,13 @@ class Backbone:
             ArgumentError: a file that is no readable image.
         """
         remaining = iter(images)
+        done = 0
         while batch := list(itertools.islice(remaining, batch_size)):
             opened = [read_image(image, reading) if isinstance(image, str | Path) else image for image in batch]
-            yield self(self.preprocess(opened, reading))
+            with items_at(done):
+                pixels = self.preprocess(opened, reading)
+            yield self(pixels)
+            done += len(batch)
 
     def _arranged(self, stage: Tensor) -> Tensor:
         # timm gives every stage as [B, C, H, W], also where `features_only` keeps Swin's [B, H, W, C].

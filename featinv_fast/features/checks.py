@@ -7,6 +7,7 @@ import warnings
 import torch
 
 from featinv_fast.config import FeatureSpec
+from featinv_fast.features.places import Place, place_of
 
 # Features of unusual images exceed the training maximum a little; a missing or doubled normalisation by far.
 OUTLIER_FACTOR = 4.0
@@ -16,14 +17,19 @@ class FeatureStatisticsWarning(UserWarning):
     """Feature maps look unlike those that the engine was trained on; the images may be meaningless.
 
     Attributes:
-        zero_items: indices of the items that are zero everywhere.
-        outlying_items: indices of the items with values beyond `limit`.
+        zero_items: the items that are zero everywhere, by their numbers in the call or as `items_at` says.
+        outlying_items: the items with values beyond `limit`, likewise.
         largest: the largest |value| of all finite items.
         limit: the largest |value| that raises no warning, or None where the engine has no statistics.
     """
 
     def __init__(
-        self, *, zero_items: tuple[int, ...], outlying_items: tuple[int, ...], largest: float, limit: float | None
+        self,
+        *,
+        zero_items: tuple[Place, ...],
+        outlying_items: tuple[Place, ...],
+        largest: float,
+        limit: float | None,
     ) -> None:
         self.zero_items = zero_items
         self.outlying_items = outlying_items
@@ -54,10 +60,8 @@ def check_statistics(maps: torch.Tensor, spec: FeatureSpec, *, stacklevel: int =
     peaks = torch.linalg.vector_norm(maps, ord=float("inf"), dim=(1, 2, 3)).cpu()  # [B], max |value|
     finite = torch.isfinite(peaks)
     limit = None if spec.absolute_max is None else OUTLIER_FACTOR * spec.absolute_max
-    zero_items = tuple(torch.nonzero(peaks == 0).flatten().tolist())
-    outlying_items: tuple[int, ...] = ()
-    if limit is not None:
-        outlying_items = tuple(torch.nonzero(finite & (peaks > limit)).flatten().tolist())
+    zero_items = _places(peaks == 0)
+    outlying_items = () if limit is None else _places(finite & (peaks > limit))
     if zero_items or outlying_items:
         warning = FeatureStatisticsWarning(
             zero_items=zero_items, outlying_items=outlying_items, largest=float(peaks[finite].max()), limit=limit
@@ -65,6 +69,11 @@ def check_statistics(maps: torch.Tensor, spec: FeatureSpec, *, stacklevel: int =
         warnings.warn(warning, stacklevel=stacklevel)
 
 
-def _listed(items: tuple[int, ...]) -> str:
+def _places(chosen: torch.Tensor) -> tuple[Place, ...]:
+    """The items at which `chosen` [B] holds."""
+    return tuple(place_of(item) for item in torch.nonzero(chosen).flatten().tolist())
+
+
+def _listed(items: tuple[Place, ...]) -> str:
     shown = ", ".join(map(str, items[:10]))
     return shown if len(items) <= 10 else f"{shown} and {len(items) - 10} more"

@@ -15,6 +15,7 @@ import torch
 from featinv_fast.backends import Request, Session, free_memory, is_out_of_memory, load
 from featinv_fast.config import Precision
 from featinv_fast.errors import BackendUnavailableError, NumericalError, OutOfMemoryError
+from featinv_fast.features import place_of
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ class Executor:
         return {
             row: NumericalError(
                 "gave NaN or infinite values in fp32",
-                subject=f"row {row}",
+                subject=f"row {place_of(row)}",
                 given="an input that the networks amplify beyond fp32",
                 expected="finite values",
                 remedy="check the scale of the input, or lower strength and guidance_scale",

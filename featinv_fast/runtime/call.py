@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from featinv_fast.errors import FeatInvError, NonFiniteFeatureError
-from featinv_fast.features import non_finite_items
+from featinv_fast.features import non_finite_items, place_of
 from featinv_fast.runtime.graph_loop import Loop
 from featinv_fast.runtime.inversion import Inversion, OutputType, RunFlags, convert_images
 from featinv_fast.runtime.sampling import Plan, start_noise
@@ -57,6 +57,12 @@ class Call:
     def pending(self) -> list[int]:
         """Rows with neither a result nor an error."""
         return [row for row in range(len(self.seeds)) if row not in self.errors and row not in self._images]
+
+    def subject(self, row: int) -> str:
+        """What an error about a row is about."""
+        if self.samples == 1:
+            return f"row {place_of(row)}"
+        return f"sample {row % self.samples} of feature map {place_of(row // self.samples)}"
 
     def compute(
         self,
@@ -109,7 +115,7 @@ class Call:
         for row in self.pending:
             errors[row] = FeatInvError(
                 "was not computed",
-                subject=f"row {row}",
+                subject=self.subject(row),
                 given="a call that was stopped",
                 expected="a call that ends",
                 remedy="run it again",
@@ -144,7 +150,7 @@ def non_finite_errors(maps: Tensor) -> dict[int, NonFiniteFeatureError]:
     return {
         item: NonFiniteFeatureError(
             "holds NaN or infinite values",
-            subject=f"feature map {item}",
+            subject=f"feature map {place_of(item)}",
             given=f"{int((~torch.isfinite(maps[item])).sum())} of {maps[item].numel()} values",
             expected="finite values",
             remedy="leave the map out, or pass errors='return' to invert the others",

@@ -244,7 +244,8 @@ class Runtime:
         stopped: BaseException | None = None
         with self._executor.lock, progress_bar(len(call.pending) * len(sampling.table), shown=progress) as advance:
             try:
-                call.errors |= self._executor.compute(call.pending, size, begin)
+                failed = self._executor.compute(call.pending, size, begin)
+                call.errors |= {row: error.about(call.subject(row)) for row, error in failed.items()}
             except (KeyboardInterrupt, OutOfMemoryError) as exception:
                 stopped = exception
         session = self._executor.session

@@ -15,7 +15,7 @@ from featinv_fast.commands.invert import open_backbone
 from featinv_fast.config import FeatureLayout, FeatureSpec
 from featinv_fast.engine import open_engine
 from featinv_fast.errors import CheckpointError, FeatureShapeError
-from featinv_fast.features import Backbone, ImageReading
+from featinv_fast.features import Backbone, FeatureStatisticsWarning, ImageReading
 
 BACKBONE = "convnext_atto"
 WEIGHTS = "random:0"
@@ -83,6 +83,15 @@ def test_one_picture(featinv, arguments, pictures):
     answer = featinv(*arguments, "--images", pictures / "9.jpg")
     assert answer.code == 0
     assert [item["name"] for item in answer.json["items"]] == ["9"]
+
+
+def test_an_unusual_picture_is_called_by_its_path(featinv, arguments, engine, restage, tmp_path):
+    spec = dataclasses.replace(open_engine(engine).manifest.features, absolute_max=1e-6)
+    narrow = restage(engine, tmp_path / "narrow.engine", features=spec)
+    with pytest.warns(FeatureStatisticsWarning) as caught:
+        answer = featinv(*arguments, "--engine", narrow, "--batch-size", 2)
+    assert answer.code == 0
+    assert [warning.message.outlying_items for warning in caught] == [("9.jpg", "10.png"), ("cats/1.png",)]
 
 
 @pytest.mark.parametrize("samples", [1, 2])

@@ -20,6 +20,7 @@ from featinv_fast import Runtime
 from featinv_fast.commands.invert import invert
 from featinv_fast.commands.invert_options import InvertOptions
 from featinv_fast.errors import ArgumentError, OutOfMemoryError
+from featinv_fast.features import FeatureStatisticsWarning
 
 FAST = ("--steps", 1, "--quiet", "--threads", 1)
 
@@ -159,6 +160,18 @@ def test_a4_a_bad_map_is_named_by_its_place_in_the_file(
     assert answer.code == 3
     assert answer.err.startswith("featinv: 000005: feature map 5 holds NaN")
     assert "errors='return'" not in answer.err  # nobody can pass that here
+
+
+def test_a5_an_unusual_map_is_named_by_its_place_in_the_file(featinv, feature_file, tiny_engine, tmp_path, tiny_maps):
+    maps = tiny_maps.clone()
+    maps[5] = 0.0
+    with pytest.warns(FeatureStatisticsWarning) as caught:
+        answer = featinv(
+            *("invert", "--engine", tiny_engine, "--features", feature_file("maps.npy", maps)),
+            *("--out", tmp_path / "out", "--batch-size", 2, *FAST),
+        )
+    assert answer.code == 0
+    assert [warning.message.zero_items for warning in caught] == [(5,)]
 
 
 def test_a4_nothing_but_bad_maps_is_a_failure(featinv, feature_file, tiny_engine, tmp_path, tiny_maps):

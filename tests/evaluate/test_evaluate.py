@@ -18,7 +18,7 @@ from featinv_fast.evaluate import (
     Setting,
     evaluate,
 )
-from featinv_fast.features import Backbone, center_crop
+from featinv_fast.features import Backbone, center_crop, place_of
 
 SETTINGS = (Setting(steps=2), Setting(steps=8), Setting(sampler="lcm", steps=4, guidance_scale=1.0))
 
@@ -104,6 +104,19 @@ def test_failed_rows_are_counted_and_left_out(make_runtime, backbone, examples):
     assert "overflow" in failed.error
     assert row.cosine.mean == pytest.approx(np.mean([item.cosine for item in items if item.error is None]))
     assert {picture.name: picture for picture in report.pictures}["scene 3"].reconstructions[row.label] == (None, None)
+
+
+def test_engines_know_what_messages_call_the_images(make_runtime, backbone, examples, monkeypatch):
+    runtime, called = make_runtime(), []
+    invert = runtime.invert
+
+    def watched(features, **options):
+        called.extend(place_of(row) for row in range(len(features)))
+        return invert(features, **options)
+
+    monkeypatch.setattr(runtime, "invert", watched)
+    evaluate(runtime, backbone, examples, SETTINGS[:1], batch_size=4)
+    assert called == [example.name for example in examples]
 
 
 def test_rows_exist_even_where_everything_failed(make_runtime, backbone, scenes):

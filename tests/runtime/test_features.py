@@ -16,8 +16,9 @@ from featinv_fast.errors import (
     FeatureLayoutError,
     FeatureShapeError,
     NonFiniteFeatureError,
+    NumericalError,
 )
-from featinv_fast.features import FeatureStatisticsWarning
+from featinv_fast.features import FeatureStatisticsWarning, items_at
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +194,21 @@ def test_a4_nothing_but_bad_maps(own_runtime, watch, spoilt):
     assert inversion.images == [None, None]
     assert not inversion.ok.any()
     assert calls == []
+
+
+@pytest.mark.parametrize(("samples", "subject"), [(1, "row 41"), (2, "sample 0 of feature map 41")])
+def test_a4_errors_and_warnings_name_items_by_their_places_in_the_whole_run(runtimes, spoilt, samples, subject):
+    maps = spoilt.clone()
+    maps[0] *= 2e38
+    maps[2] = 0.0
+    with items_at([41, 42, 44, 47]), pytest.warns(FeatureStatisticsWarning, match=r"item\(s\) 44\."):
+        errors = runtimes["torch"].invert(maps, steps=1, errors="return", samples=samples).errors
+    with items_at(40), pytest.raises(NumericalError, match="row 40"):
+        runtimes["torch"].encode_condition(maps[:1])
+    assert list(errors) == [row for row in range(4 * samples) if row // samples != 2]
+    assert str(errors[0]).startswith(f"{subject} gave NaN")
+    assert str(errors[samples]).startswith("feature map 42 holds NaN")
+    assert str(errors[4 * samples - 1]).startswith("feature map 47 holds NaN")
 
 
 def test_a5_unusual_values_warn_with_the_statistic(tiny_engine, restage, tmp_path, tiny_maps):
