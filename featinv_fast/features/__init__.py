@@ -10,6 +10,7 @@ from featinv_fast.features.known import KNOWN_BACKBONES, known_spec
 from featinv_fast.features.layouts import normalise
 from featinv_fast.features.normalisation import BackboneNormalisationWarning
 from featinv_fast.features.places import items_at, place_of
+from featinv_fast.features.stored import StoredFeatures
 from featinv_fast.features.weights import weights_sha256
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "BackboneNormalisationWarning",
     "FeatureStatisticsWarning",
     "ImageReading",
+    "StoredFeatures",
     "center_crop",
     "check_statistics",
     "class_folders",

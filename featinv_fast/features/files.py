@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,32 @@ def load_features(path: str | Path) -> np.ndarray | torch.Tensor:
             expected=", ".join(FEATURE_SUFFIXES),
             remedy="save them with numpy.save or safetensors.torch.save_file",
         )
-    try:
+    with _damage_named(path):
         return readers[path.suffix.lower()](path)
+
+
+def chosen_tensor(path: str | Path) -> tuple[Any, dict[str, str]]:
+    """The tensor of a `.safetensors` file that `load_features` reads, as a slice of the file that reads nothing yet.
+
+    Returns:
+        The slice, which has `get_shape()` and is read by its indices, and the file's metadata.
+
+    Raises:
+        InputNotFoundError, UnreadableFileError: see `load_features`.
+    """
+    from safetensors import safe_open
+
+    path = require_input(path, "file")
+    with _damage_named(path):
+        file: Any = safe_open(path, framework="pt")  # holds the declared sizes against the file's
+        _refuse_repeated_names(path)
+        return file.get_slice(_chosen_key(list(file.keys()), path)), dict(file.metadata() or {})
+
+
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
     except FeatInvError:
         raise
     except MemoryError as error:
@@ -55,11 +80,8 @@ def load_features(path: str | Path) -> np.ndarray | torch.Tensor:
 
 
 def _read_safetensors(path: Path) -> torch.Tensor:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:  # holds the declared sizes against the file's
-        _refuse_repeated_names(path)
-        tensor: torch.Tensor = file.get_tensor(_chosen_key(list(file.keys()), path))
+    chosen, _ = chosen_tensor(path)
+    tensor: torch.Tensor = chosen[:] if chosen.get_shape() else chosen[...]
     return tensor
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from featinv_fast.config import FeatureLayout
 from featinv_fast.errors import ConfigError
 from featinv_fast.train.settings import (
     SCENES,
@@ -116,6 +117,18 @@ RULES: tuple[Idle, ...] = (
         ("concepts",),
         lambda recipe: 1 in (recipe.drop_caption, recipe.drop_prompt),
         "what there is to say is always dropped",
+    ),
+    Idle(
+        (ControlNetRecipe, DistillRecipe),
+        ("features.layout", "features.prefix_tokens"),
+        lambda recipe: recipe.features is not None and recipe.backbone is not None,
+        "the backbone says it",
+    ),
+    Idle(
+        (ControlNetRecipe, DistillRecipe),
+        ("features.prefix_tokens",),
+        lambda recipe: recipe.features is not None and recipe.features.layout is not FeatureLayout.TOKENS,
+        "the file holds no tokens",
     ),
     Idle(
         (ControlNetRecipe, DistillRecipe),

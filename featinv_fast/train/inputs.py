@@ -18,6 +18,7 @@ from featinv_fast.train.data import Data, batch_of, identity, repeats
 from featinv_fast.train.diffusion import normal
 from featinv_fast.train.extractor import Extractor
 from featinv_fast.train.images import to_signed
+from featinv_fast.train.pairs import Pairs
 from featinv_fast.train.settings import Cache, DataConfig
 
 SAMPLED = 256  # images whose features say how large features are
@@ -31,7 +32,8 @@ class Inputs(nn.Module):
         config: says what is kept.
         autoencoder: frozen, on its device.
         image_size: edge in pixels of the images that it encodes.
-        extractor: of the feature maps; None for models without.
+        extractor: of the feature maps; None for models without, and where there is no backbone to make them.
+        pairs: feature maps made elsewhere, which then count.
         folder: for files of what is kept; several runs may share it.
         progress: show a bar on stderr while computing what is kept.
         concepts: names of the codes that the data tell and `load` gives along.
@@ -48,6 +50,7 @@ class Inputs(nn.Module):
         *,
         image_size: int,
         extractor: Extractor | None,
+        pairs: Pairs | None = None,
         folder: Path,
         progress: bool,
         concepts: Sequence[str] = (),
@@ -56,7 +59,8 @@ class Inputs(nn.Module):
         self._concepts = tuple(concepts)
         self.autoencoder = autoencoder
         self._data = data
-        self._extractor = extractor
+        self._extractor = None if pairs is not None else extractor
+        self._pairs = pairs
         self._image_size = image_size
         self._kept: dict[str, np.ndarray] | None = None
         if config.cache is not Cache.NONE:
@@ -82,9 +86,8 @@ class Inputs(nn.Module):
 
     def load(self, draws: np.ndarray) -> dict[str, Tensor]:
         """The kept rows of these draws, or their images."""
-        if self._kept is not None:
-            return rows(self._kept, draws % len(self._data))
-        return self._shown(draws)
+        batch = self._shown(draws) if self._kept is None else rows(self._kept, draws % len(self._data))
+        return batch if self._pairs is None else batch | {"features": self._pairs.maps(draws % len(self._data))}
 
     def latents(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
         """A sample of the posterior, scaled: [B, 4, h, w]."""

@@ -23,7 +23,16 @@ from featinv_fast.train.scan import digest_of
 from featinv_fast.train.settings import ControlNetRecipe, Recipe
 
 # Keys that name files, by which every recipe that has them means the content.
-FILES = ("autoencoder", "base", "start", "teacher", "tokenizer", "backbone.weights", "perceptual.weights")
+FILES = (
+    "autoencoder",
+    "base",
+    "start",
+    "teacher",
+    "tokenizer",
+    "backbone.weights",
+    "perceptual.weights",
+    "features.file",
+)
 RANDOM = "random:"
 IMAGES = "images.json"
 NAMED = 5  # images that a message names

@@ -20,7 +20,7 @@ from featinv_fast.train.classifier import make_classifier, require_classes
 from featinv_fast.train.concepts import Captions, concept_slots
 from featinv_fast.train.controlnet import ControlNetObjective
 from featinv_fast.train.effects import changed_in, refuse_idle
-from featinv_fast.train.parts import fit, image_size, open_extractor, open_inputs, open_perceptual
+from featinv_fast.train.parts import fit, image_size, open_features, open_inputs, open_perceptual
 from featinv_fast.train.perceptual import Perceptual
 from featinv_fast.train.place import Place, prepare
 from featinv_fast.train.reading import read_recipe
@@ -130,10 +130,10 @@ def _controlnet(recipe: ControlNetRecipe, place: Place) -> None:
     base = load_base(place.root / recipe.base)
     tokenizer = None if recipe.tokenizer is None else place.root / recipe.tokenizer
     prompts = assembly.base_prompts(base, recipe.prompt, tokenizer)
-    extractor = open_extractor(recipe, place)
+    features = open_features(recipe, place)
     config = dataclasses.replace(
         base.config,
-        feature_channels=extractor.spec.channels,
+        feature_channels=features.spec.channels,
         condition_hidden_channels=recipe.condition_hidden_channels,
         latent_size=recipe.latent_size or base.config.latent_size,
         context_tokens=prompts["cond"].shape[1],
@@ -141,16 +141,15 @@ def _controlnet(recipe: ControlNetRecipe, place: Place) -> None:
     model = assembly.featinv_from_base(base, config, seed=recipe.training.seed)
     if recipe.start is not None:
         assembly.learn_on(model, load(place.root / recipe.start))
-    inputs = open_inputs(recipe, place, model.autoencoder, config, extractor)
+    inputs = open_inputs(recipe, place, model.autoencoder, config, features)
     objective = ControlNetObjective(model, inputs, prompts, recipe, open_perceptual(recipe, place, model.autoencoder))
-    fit(objective, recipe, place, extractor.identity())
-    features = dataclasses.replace(extractor.spec, absolute_max=inputs.largest_feature())
+    fit(objective, recipe, place, features.identity())
     checkpoint = Checkpoint(
         config=config,
         tensors=model.state_dict(),
         prompts=prompts,
         text_encoder={},
-        features=features,
+        features=dataclasses.replace(features.spec, absolute_max=inputs.largest_feature()),
         sampling=SamplingConfig(
             sampler="ddim",
             steps=recipe.steps,

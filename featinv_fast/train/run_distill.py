@@ -11,7 +11,7 @@ from featinv_fast.errors import ConfigError
 from featinv_fast.train import assembly
 from featinv_fast.train.consistency import ConsistencyObjective
 from featinv_fast.train.distill import DistillObjective
-from featinv_fast.train.parts import fit, open_extractor, open_inputs, open_perceptual
+from featinv_fast.train.parts import fit, open_features, open_inputs, open_perceptual
 from featinv_fast.train.place import Place
 from featinv_fast.train.settings import DistillRecipe, Learns, Method
 from featinv_fast.train.student import make_student, student_tensors
@@ -46,14 +46,14 @@ def run_distill(recipe: DistillRecipe, place: Place) -> None:
             expected="a plain FeatInv checkpoint that stores both prompts, as `featinv train` makes",
             remedy="name such a one as `teacher`",
         )
-    extractor = open_extractor(recipe, place)
-    _require_same(extractor.spec, checkpoint.features)
+    features = open_features(recipe, place)
+    _require_same(features.spec, checkpoint.features)
     teacher = assembly.plain_model(checkpoint)
     student = make_student(teacher, recipe)
-    inputs = open_inputs(recipe, place, teacher.autoencoder, checkpoint.config, extractor)
+    inputs = open_inputs(recipe, place, teacher.autoencoder, checkpoint.config, features)
     perceptual = open_perceptual(recipe, place, teacher.autoencoder)
     objective = _distill_objective(recipe)(teacher, student, inputs, recipe, prompts, perceptual)
-    fit(objective, recipe, place, extractor.identity())
+    fit(objective, recipe, place, features.identity())
     note = f"distilled by {recipe.method} to {recipe.steps} steps of {objective.sampler}"
     note += f", guidance {low:g}" if low == high else f", guidance {low:g} to {high:g} embedded"
     distilled = dataclasses.replace(

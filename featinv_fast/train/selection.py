@@ -31,6 +31,8 @@ class Selection:
         class_names: the sub-folders that hold all of the folder's images, in alphabetical order; none where an image
             lies outside of them. All parts and samples of a folder have the same ones.
         labels: places in `class_names`.
+        places: of the images in the whole folder.
+        listed: names of all images of the folder.
         skipped: names of images that would belong here and cannot be read, with the reasons.
     """
 
@@ -40,6 +42,8 @@ class Selection:
     stamps: tuple[Stamp | None, ...]
     class_names: tuple[str, ...]
     labels: tuple[int, ...]
+    places: tuple[int, ...]
+    listed: tuple[str, ...]
     skipped: Mapping[str, str]
 
     def contents(self) -> dict[str, str]:
@@ -112,6 +116,8 @@ def select(
         stamps=tuple(looked[place].stamp for place in places),
         class_names=class_names,
         labels=tuple(numbers[classes[place]] for place in places) if classes else (),
+        places=tuple(places),
+        listed=tuple(name_of(path, root) for path in paths),
         skipped=skipped,
     )
 

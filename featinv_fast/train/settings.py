@@ -225,6 +225,25 @@ class BackboneConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FeaturesConfig:
+    """Feature maps made elsewhere: with the images of `DataConfig` they are the pairs that a recipe learns from.
+
+    A row for each image of the whole folder in the order of `features.list_images`, whatever part of it is taken, or
+    for each scene. Count, shape and, where the file has them, ids are checked (see `features.StoredFeatures`). Where
+    the recipe names a backbone, too, some of its own maps tell whether the rows are those of their images.
+
+    Attributes:
+        file: `.npy` or `.safetensors`, of which rows are read as they are needed, or `.npz`.
+        layout: of the file, where no backbone says it.
+        prefix_tokens: of tokens: how many come before those of the positions, where no backbone says it; None is one.
+    """
+
+    file: str
+    layout: FeatureLayout | None = None
+    prefix_tokens: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PerceptualConfig:
     """A loss on what the recipe's backbone sees of predicted latents, once they are decoded.
 
@@ -377,12 +396,54 @@ class BaseRecipe(Recipe):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ControlNetRecipe(Recipe):
+class FeatureRecipe(Recipe):
+    """What recipes that learn from features have in common.
+
+    Attributes:
+        backbone: the vision model; None where all that there is of it are the maps in `features`.
+        features: maps made elsewhere; None lets the backbone make them.
+        perceptual: a second loss, on what the backbone sees of the decoded x0; None for none, as in the official
+            training. It needs an autoencoder that keeps what the backbone sees.
+        own_path: where a part of the latents comes from; None for none, as in the official training.
+    """
+
+    backbone: BackboneConfig | None = None
+    features: FeaturesConfig | None = None
+    perceptual: PerceptualConfig | None = None
+    own_path: OwnPathConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.backbone is None and (self.features is None or self.perceptual is not None):
+            raise ConfigError(
+                "there is no backbone",
+                given="[perceptual] without [backbone]" if self.features else "neither [backbone] nor [features]",
+                expected="the vision model whose features are inverted",
+                remedy="describe it in [backbone]" + (", or leave out [perceptual]" if self.features else ""),
+            )
+        if self.features is None:
+            return
+        if self.backbone is None and self.features.layout is None:
+            raise ConfigError(
+                "nothing says how the feature file is laid out",
+                given=f"{self.features.file} without a backbone",
+                expected=f"features.layout = one of {', '.join(FeatureLayout)}",
+                remedy="state features.layout, or name the backbone",
+            )
+        if self.data.source != SCENES and self.data.crop is Crop.RANDOM:
+            raise ConfigError(
+                "features made elsewhere know nothing of random crops",
+                given="data.crop = 'random' with [features]",
+                expected="data.crop = 'center'",
+                remedy="set data.crop = 'center', and make the features of what it shows",
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ControlNetRecipe(FeatureRecipe):
     """FeatInv (arXiv 2505.21032): a ControlNet and a condition encoder on a frozen base model.
 
     Attributes:
         base: a Stable-Diffusion-1.x checkpoint (official or diffusers layout), or what the base recipe made.
-        backbone: the vision model.
         start: a FeatInv checkpoint on the same base whose ControlNet and condition encoder learn on; None starts from
             the base.
         latent_size: edge of the latents: 32 for images of 256 pixels; None is what the base says.
@@ -390,9 +451,6 @@ class ControlNetRecipe(Recipe):
         drop_features: how often features and prompt are dropped, both together: zeros and the empty prompt.
         times: how often each is trained.
         weighting: of the times; as that of the base.
-        perceptual: a second loss, on what the backbone sees of the decoded x0; None for none, as in the official
-            training. It needs an autoencoder that keeps what the backbone sees.
-        own_path: where a part of the latents comes from; None for none, as in the official training.
         prompt: of the training; None is the official one, or what the base stores.
         tokenizer: for other prompts, CLIP's `tokenizer.json`.
         guidance_scale, unconditional_strength: defaults of the sampling, stored in the checkpoint.
@@ -400,15 +458,12 @@ class ControlNetRecipe(Recipe):
     """
 
     base: str
-    backbone: BackboneConfig
     start: str | None = None
     latent_size: int | None = None
     condition_hidden_channels: int = 512
     drop_features: float = 0.15
     times: Times = Times.UNIFORM
     weighting: Weighting = Weighting.EPS
-    perceptual: PerceptualConfig | None = None
-    own_path: OwnPathConfig | None = None
     prompt: str | None = None
     tokenizer: str | None = None
     guidance_scale: float = 1.75
@@ -417,12 +472,13 @@ class ControlNetRecipe(Recipe):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DistillRecipe(Recipe):
-    """A student that needs few steps.
+class DistillRecipe(FeatureRecipe):
+    """A student that needs few steps. Its backbone is the teacher's.
+
+    `perceptual` and `own_path` are for "consistency" only; what stands on its own path learns from the images alone.
 
     Attributes:
         teacher: a FeatInv checkpoint of any layout.
-        backbone: where the teacher does not name its own, or for local weights.
         method: how the student learns.
         learns: which of its weights.
         lora_rank: of the low-rank additions.
@@ -433,12 +489,9 @@ class DistillRecipe(Recipe):
         unconditional_strength: of the features in the unconditional branch of the teacher's guidance.
         guidance_channels: width of that input's embedding; 0 for none.
         huber: c of the loss sqrt(d^2 + c^2) - c (arXiv 2310.04378's public code).
-        perceptual: a second loss, on what the backbone sees of the student's decoded x0; for "consistency" only.
-        own_path: where a part of the latents comes from; those learn from the images alone. For "consistency" only.
     """
 
     teacher: str
-    backbone: BackboneConfig
     method: Method = Method.CONSISTENCY
     learns: Learns = Learns.ALL
     lora_rank: int = 16
@@ -448,5 +501,3 @@ class DistillRecipe(Recipe):
     unconditional_strength: float = 1.0
     guidance_channels: int = 0
     huber: float = 0.001
-    perceptual: PerceptualConfig | None = None
-    own_path: OwnPathConfig | None = None

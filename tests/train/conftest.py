@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from featinv_fast.checkpoints import save_base
+from featinv_fast.train.assembly import constant_prompts
 from featinv_fast.train.objective import Objective
 from featinv_fast.train.settings import RateShape, TrainingConfig
 
@@ -84,3 +86,35 @@ def pictures(tmp_path_factory):
             coarse = random.integers(0, 256, (5, 5, 3), dtype=np.uint8)
             Image.fromarray(coarse).resize((width, height)).save(root / name / f"{i}.png")
     return root
+
+
+FEATINV = """
+recipe = "controlnet"
+folder = "run"
+out = "featinv.safetensors"
+base = "base.safetensors"
+condition_hidden_channels = 16
+[backbone]
+name = "test_convnext"
+weights = "random:0"
+[data]
+source = "pictures"
+size = 64
+crop = "center"
+[training]
+steps = 2
+batch_size = 2
+learning_rate = 1e-3
+device = "cpu"
+"""
+
+
+@pytest.fixture
+def featinv_folder(tmp_path, pictures, make_model, tiny_config):
+    """A folder with images, a tiny base model that stores its prompts, and `recipe.toml` for FeatInv on them."""
+    (tmp_path / "pictures").symlink_to(pictures)
+    tensors = make_model(tiny_config).state_dict()
+    tensors = {name: t for name, t in tensors.items() if name.startswith(("denoiser.unet.", "autoencoder."))}
+    save_base(tmp_path / "base.safetensors", tiny_config, tensors, constant_prompts(tiny_config, 0), {})
+    (tmp_path / "recipe.toml").write_text(FEATINV)
+    return tmp_path

@@ -1,0 +1,121 @@
+"""Pairs: images, and a file of their feature maps that was made elsewhere."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from featinv_fast.config import FeatureLayout, FeatureSpec
+from featinv_fast.errors import ConfigError
+from featinv_fast.features import StoredFeatures, normalise
+from featinv_fast.train.data import Data, ImageFolder, batch_of
+from featinv_fast.train.extractor import Extractor
+from featinv_fast.train.settings import FeaturesConfig
+
+PROBED = 8  # images whose own maps tell whether the rows are theirs
+# How much nearer than to its own image a row may be to another one: alike images, and other ways to resize them.
+TOLERANCE = 0.05
+
+
+class Pairs:
+    """The maps of a run's images, read from a file when they are needed.
+
+    Args:
+        config: the file, and how it is laid out.
+        data: the images.
+        root: what relative paths start from.
+        extractor: the backbone that made the maps, where the recipe names it.
+
+    Attributes:
+        spec: of the maps; `absolute_max` is still unknown.
+
+    Raises:
+        ConfigError: the file has other images than the data, their maps in another order, or maps of another shape.
+        FeatInvError: the file cannot be read, see `StoredFeatures`.
+    """
+
+    def __init__(self, config: FeaturesConfig, data: Data, root: Path, extractor: Extractor | None) -> None:
+        self._stored = StoredFeatures(root / config.file)
+        if isinstance(data, ImageFolder):
+            self._places = np.array(data.selection.places, dtype=np.int64)
+            self._names = data.selection.listed
+        else:
+            self._places = np.arange(len(data), dtype=np.int64)
+            self._names = tuple(map(str, range(len(data))))
+        self._require_same_items()
+        self.spec = _described(self._stored, config) if extractor is None else extractor.spec
+        self.maps(np.zeros(1, dtype=np.int64))  # says what is wrong with the shape
+        if extractor is not None:
+            self._require_own_maps(data, extractor)
+
+    def maps(self, items: np.ndarray) -> Tensor:
+        """The maps of these items of the data: [B, C, h, w] on the CPU."""
+        return normalise(self._stored.rows(self._places[items]), self.spec, layout=self.spec.layout)
+
+    def _require_same_items(self) -> None:
+        """A row for each image and, where there are ids, those of the images in their order."""
+        given, expected = self._stored.ids, self._names
+        if self._stored.shape[0] != len(expected):
+            raise ConfigError(
+                "the feature file has another number of rows than there are images",
+                given=f"{self._stored.shape[0]} rows in {self._stored.path}",
+                expected=f"{len(expected)} rows, one for each image of data.source, whatever part of it is taken",
+                remedy="make the features of these images, or point data.source at the images of the features",
+            )
+        if given is None or given == expected:
+            return
+        row = next(row for row, (one, other) in enumerate(zip(given, expected, strict=True)) if one != other)
+        order = sorted(given) == sorted(expected)
+        raise ConfigError(
+            "the feature file has its images in another order" if order else "the feature file is of other images",
+            given=f"row {row} of {self._stored.path} is {given[row]!r}",
+            expected=f"{expected[row]!r}, image {row} of data.source",
+            remedy="write the rows in the order of the images: natural order of their paths, as "
+            "featinv_fast.features.list_images gives it",
+        )
+
+    def _require_own_maps(self, data: Data, extractor: Extractor) -> None:
+        """The rows of some images must be nearer to what the backbone makes of them than to the other ones'."""
+        items = np.unique(np.linspace(0, len(data) - 1, PROBED).astype(np.int64))
+        made = extractor(torch.from_numpy(batch_of(data, items)["images"])).cpu().flatten(1).double()  # [B, C * h * w]
+        stored = self.maps(items).flatten(1).double()
+        common = made.mean(dim=0)
+        near = torch.cosine_similarity((stored - common)[:, None], (made - common)[None], dim=2)  # [row, image]
+        names = [self._names[place] for place in self._places[items]]
+        for row, nearest in enumerate(near.argmax(dim=1).tolist()):
+            if near[row, nearest] > near[row, row] + TOLERANCE:
+                raise ConfigError(
+                    "the feature file's maps are not those of their images",
+                    given=f"row {self._places[items[row]]} of {self._stored.path} is nearest to {names[nearest]} "
+                    f"(cosine {near[row, nearest]:.2f} without what all have in common)",
+                    expected=f"{names[row]} (cosine {near[row, row]:.2f}), as the backbone sees it",
+                    remedy="write the rows in the order of the images, made by the recipe's backbone and layer of "
+                    "their centre crops",
+                )
+
+
+def _described(stored: StoredFeatures, config: FeaturesConfig) -> FeatureSpec:
+    """What the file's shape says of its maps."""
+    prefix = None
+    match config.layout, stored.shape[1:]:
+        case FeatureLayout.NCHW, (channels, height, width):
+            pass
+        case FeatureLayout.NHWC, (height, width, channels):
+            pass
+        case FeatureLayout.TOKENS, (tokens, channels):
+            prefix = 1 if config.prefix_tokens is None else config.prefix_tokens
+            height = width = math.isqrt(max(0, tokens - prefix))
+        case FeatureLayout.POOLED, (channels,):
+            height = width = 1
+        case _:
+            raise ConfigError(
+                "the feature file has another shape than its layout",
+                given=f"{stored.path}: {list(stored.shape)}, features.layout = '{config.layout}'",
+                expected="nchw [N, C, H, W], nhwc [N, H, W, C], tokens [N, P + H * W, C] or pooled [N, C]",
+                remedy="correct features.layout",
+            )
+    return FeatureSpec(channels=channels, height=height, width=width, layout=config.layout, prefix_tokens=prefix)
