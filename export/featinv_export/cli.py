@@ -16,7 +16,7 @@ from featinv_export.options import AOTI_DEVICES, ExportOptions
 from featinv_export.plan_arguments import add_plan_arguments, take_plan_options
 from featinv_export.progress import Progress
 from featinv_export.tensorrt_.options import PlanOptions, RtxOptions
-from featinv_fast.checks import refuse_inputs, require_input
+from featinv_fast.checks import refuse_inputs, require_checkpoint, require_input
 from featinv_fast.checks.options import flag
 from featinv_fast.cli.program import Parser, run_program
 from featinv_fast.config import Precision
@@ -117,6 +117,7 @@ def _require_inputs(options: ExportOptions) -> None:
     for what, path in options.inputs.items():
         if path is not None:
             require_input(path, what)
+    require_checkpoint(options.checkpoint)
 
 
 def _inspection(given: dict[str, Any], *, as_json: bool) -> str:

@@ -13,10 +13,10 @@ from featinv_fast.backends.onnxruntime_ import OnnxruntimeBackend
 from featinv_fast.backends.onnxruntime_providers import Variant
 from featinv_fast.backends.tensorrt_ import TensorrtBackend
 from featinv_fast.backends.tensorrt_rtx import TensorrtRtxBackend
-from featinv_fast.backends.torch_ import OFF, TorchBackend
+from featinv_fast.backends.torch_ import TorchBackend
 from featinv_fast.backends.weights import require_fitting_weights
+from featinv_fast.checks.options import AUTO, OFF
 from featinv_fast.errors import ArgumentError, BackendUnavailableError
-from featinv_fast.rewrites.fused_ops import AUTO
 
 logger = logging.getLogger(__name__)
 

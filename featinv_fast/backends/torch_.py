@@ -18,15 +18,15 @@ from torch import Tensor
 from featinv_fast.backends.base import Request, Session
 from featinv_fast.backends.compiler import compiler_problems
 from featinv_fast.backends.torch_compile import COMPILED_GRAPHS, CompiledGraph
+from featinv_fast.checks.options import AUTO, OFF, layer_providers
 from featinv_fast.config import ModelConfig, Precision
 from featinv_fast.rewrites.engine_model import DTYPES, EngineModel, storage_dtypes
 from featinv_fast.rewrites.folded_biases import fold_biases
-from featinv_fast.rewrites.fused_ops import AUTO, fuse_ops, layer_providers, provider_problems
+from featinv_fast.rewrites.fused_ops import fuse_ops, provider_problems
 from featinv_fast.rewrites.two_streams import side_by_side, stream_problems
 from featinv_fast.rewrites.upsample_products import product_layers
 
 WEIGHT_FILE = "weights.safetensors"
-OFF = "off"
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,9 @@ from featinv_fast.checkpoints.listing import listed, short
 from featinv_fast.checkpoints.pickles import read_pickle
 from featinv_fast.checkpoints.strict_json import parse_json
 from featinv_fast.checkpoints.yaml_numbers import read_model_params
+from featinv_fast.checks.names import INDEX, PICKLES, require_checkpoint_name
 from featinv_fast.errors import CheckpointCorruptError, CheckpointError, CheckpointUnsafeError
 
-PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
-INDEX = re.compile(r".*\.(safetensors|bin)\.index(\.\w+)?\.json")
 LARGEST_JSON = 20_000_000
 # Of `Raw.configs`: what says how a checkpoint was trained.
 SCHEDULER, HYPER_PARAMETERS, YAML = "scheduler", "hyper_parameters", "yaml"
@@ -51,21 +50,14 @@ def read_file(path: Path) -> Raw:
         CheckpointUnsafeError: it holds pickled objects other than tensors and plain data.
         CheckpointMismatchError: it holds no tensors, or other things between them.
     """
+    require_checkpoint_name(path)
     try:
         if is_index(path):
             return _read_shards(path)
-        if path.suffix == ".safetensors" or path.suffix in PICKLE_SUFFIXES:
-            raw, beside = _read_single(path), path.with_suffix(".yaml")
-            return Raw(raw.tensors, raw.metadata, raw.configs | _model_params(beside))
+        raw, beside = _read_single(path), path.with_suffix(".yaml")
+        return Raw(raw.tensors, raw.metadata, raw.configs | _model_params(beside))
     except OSError as error:
         raise _unreadable(path, error) from error
-    raise CheckpointError(
-        "the file's name does not say how it is to be read",
-        given=path,
-        expected="a folder, or a name that ends in .safetensors, .safetensors.index.json, "
-        f"{', '.join(PICKLE_SUFFIXES)}",
-        remedy="rename the file by its format",
-    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -151,7 +143,7 @@ def _weight_map(path: Path) -> dict[str, str]:
             expected="a mapping 'weight_map' of names to files",
             remedy="copy the folder again",
         )
-    suffixes = (".safetensors",) if ".safetensors." in path.name else PICKLE_SUFFIXES
+    suffixes = (".safetensors",) if ".safetensors." in path.name else PICKLES
     outside = [
         name for name in set(weight_map.values()) if name != re.sub(r"[/\\\0]", "", name) or not name.endswith(suffixes)
     ]

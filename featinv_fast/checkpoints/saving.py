@@ -14,11 +14,9 @@ from featinv_fast.checkpoints.loading import Checkpoint, load
 from featinv_fast.checkpoints.recipe import Recipe
 from featinv_fast.checkpoints.values import check_finite
 from featinv_fast.checkpoints.writer import refuse_existing, replacing, write_json, write_safetensors
-from featinv_fast.checks import refuse_inputs
-from featinv_fast.errors import ArgumentError
+from featinv_fast.checks import refuse_inputs, require_layout_name
+from featinv_fast.checks.names import FOLDER_LAYOUT
 from featinv_kernels.torch_state import neutral_torch_state
-
-FOLDER_LAYOUT = "diffusers"
 
 
 def convert(
@@ -69,16 +67,8 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str], layout: str = "fe
 
 
 def _destination(path: str | os.PathLike[str], layout: str) -> Path:
-    path = Path(path)
     named_layout(layout)
-    if (path.suffix == ".safetensors") == (layout == FOLDER_LAYOUT):
-        raise ArgumentError(
-            f"the destination's name does not suit the layout '{layout}'",
-            given=path,
-            expected="a folder" if layout == FOLDER_LAYOUT else "a name that ends in .safetensors",
-            remedy="name it so, or choose another layout",
-        )
-    return path
+    return require_layout_name(path, layout)
 
 
 def _is_checkpoint(path: Path) -> bool:

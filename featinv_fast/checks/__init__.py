@@ -1,5 +1,11 @@
 """Checks of what users name and pass, before any work: values, paths, and what the system says of files. No torch."""
 
+from featinv_fast.checks.names import (
+    require_checkpoint,
+    require_feature_file,
+    require_layout_name,
+    require_picture_name,
+)
 from featinv_fast.checks.packages import require_matplotlib
 from featinv_fast.checks.paths import (
     as_path,
@@ -8,7 +14,6 @@ from featinv_fast.checks.paths import (
     refuse_existing,
     refuse_inputs,
     require_input,
-    require_picture_name,
     require_writable,
 )
 from featinv_fast.checks.system_errors import file_error
@@ -26,7 +31,10 @@ __all__ = [
     "output_folder",
     "refuse_existing",
     "refuse_inputs",
+    "require_checkpoint",
+    "require_feature_file",
     "require_input",
+    "require_layout_name",
     "require_matplotlib",
     "require_picture_name",
     "require_writable",

@@ -20,6 +20,14 @@ BACKENDS = (
     "aoti",
 )
 CUDA_GRAPHS = ("auto", "off", "step", "loop")
+AUTO, OFF = "auto", "off"
+# The operations that layers call, and who provides them; featinv_kernels has what they are.
+LAYER_OPS = {
+    "attention": ("triton", "native", "torch", "xformers", "reference"),
+    **dict.fromkeys(
+        ("geglu", "group_norm_silu", "resize_conv", "upsample_conv"), ("triton", "native", "torch", "reference")
+    ),
+}
 TORCH = "torch"
 # Backends without work on the CPU's threads.
 WITHOUT_THREADS = ("tensorrt", "tensorrt-rtx")
@@ -62,7 +70,7 @@ def check_running(
     Raises:
         ArgumentError: an unknown name, a number out of range, options that the named backend does not obey.
     """
-    choice("backend", backend, ("auto", *BACKENDS))
+    choice("backend", backend, (AUTO, *BACKENDS))
     choice("cuda_graphs", cuda_graphs, CUDA_GRAPHS)
     if threads is not None:
         count("threads", threads)
@@ -71,8 +79,10 @@ def check_running(
             {"threads": threads}, f"the backend {backend!r} computes on a GPU alone", expected="another backend"
         )
     of_torch = options_of_torch(kernels=kernels, cuda_graphs=cuda_graphs, compiled=compiled, two_streams=two_streams)
-    if of_torch and backend not in ("auto", TORCH):
+    if of_torch and backend not in (AUTO, TORCH):
         raise without_effect(of_torch, f"the backend is {backend!r}", expected=f"the backend {TORCH!r}")
+    if kernels != OFF:
+        layer_providers(kernels)
     if compiled and two_streams:
         raise ArgumentError(
             "compiled graphs run on one stream",
@@ -83,9 +93,39 @@ def check_running(
         )
 
 
+def layer_providers(kernels: str | Mapping[str, str]) -> dict[str, str]:
+    """The provider of each of `LAYER_OPS`.
+
+    Args:
+        kernels: a provider's name for all operations, or names for some, and "auto" for the others.
+
+    Raises:
+        ArgumentError: there is no such operation or provider.
+    """
+    named = dict.fromkeys(LAYER_OPS, kernels) if isinstance(kernels, str) else kernels
+    given = {**dict.fromkeys(LAYER_OPS, AUTO), **named}
+    for op, provider in given.items():
+        if op not in LAYER_OPS:
+            raise ArgumentError(
+                "the layers call no such operation",
+                given=repr(op),
+                expected=list(LAYER_OPS),
+                remedy="name one of these",
+            )
+        names = [AUTO, *LAYER_OPS[op]]
+        if provider not in names:
+            raise ArgumentError(
+                f"{op} has no provider of this name",
+                given=repr(provider),
+                expected=names,
+                remedy="name one of these; `featinv doctor` lists what runs here",
+            )
+    return given
+
+
 def options_of_torch(**options: Any) -> dict[str, Any]:
     """Those of the torch backend's options that ask for something."""
-    return {name: value for name, value in options.items() if value not in ("auto", "off", False)}
+    return {name: value for name, value in options.items() if value not in (AUTO, OFF, False)}
 
 
 def check_device(device: str) -> None:

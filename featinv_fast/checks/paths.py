@@ -12,7 +12,6 @@ from pathlib import Path
 from featinv_fast.checks.system_errors import file_error
 from featinv_fast.errors import ArgumentError, ArgumentTypeError, FeatInvError, InputNotFoundError, OutputExistsError
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 StrPath = str | os.PathLike[str]
 
 
@@ -126,24 +125,6 @@ def _lies_in(path: Path, other: Path) -> bool:
         return True
     path, other = path.resolve(), other.resolve()
     return path == other or other in path.parents
-
-
-def require_picture_name(path: StrPath, *, force: bool) -> Path:
-    """An output file whose name says how to write a picture.
-
-    Raises:
-        ArgumentError: it has another name.
-        OutputExistsError, FileError: see `refuse_existing`.
-    """
-    path = as_path(path)
-    if path.suffix.lower() not in PICTURES:
-        raise ArgumentError(
-            "this is no name of a picture",
-            given=path,
-            expected=f"a name that ends in {', '.join(PICTURES)}",
-            remedy=f"name it {path.name}.png" if path.name else "name a file",
-        )
-    return refuse_existing(path, force=force, what="picture")
 
 
 def require_writable(path: StrPath) -> Path:

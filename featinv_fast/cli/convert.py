@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from featinv_fast.checks import refuse_inputs, require_input, require_writable
+from featinv_fast.checks import refuse_inputs, require_checkpoint, require_layout_name, require_writable
 from featinv_fast.cli.shared import DONE
 from featinv_fast.errors import OutputExistsError
 
@@ -33,7 +33,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     """Refuse what is known to be wrong before torch is loaded; `checkpoints.convert` looks closer."""
-    require_input(options.source, "checkpoint", expected="a .safetensors or .ckpt file, or a folder of diffusers")
+    require_checkpoint(options.source)
+    require_layout_name(options.destination, options.to)
     refuse_inputs({"the destination": options.destination}, {"the checkpoint": options.source}, replaced=True)
     require_writable(options.destination)
     if os.path.lexists(options.destination) and not options.force:

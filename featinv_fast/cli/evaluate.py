@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featinv_fast.checks import count, require_input, require_writable
+from featinv_fast.checks import count, require_checkpoint, require_input, require_writable
 from featinv_fast.cli.program import say
 from featinv_fast.cli.shared import (
     DONE,
@@ -118,7 +118,7 @@ def _checked_settings(options: argparse.Namespace) -> tuple[Setting, ...]:
     check_backend_options(options, options.backend)
     require_input(options.images, "file or folder", expected="a folder of images, or an image")
     if options.checkpoint is not None:
-        require_input(options.checkpoint, "checkpoint", expected="a .safetensors or .ckpt file, or a diffusers folder")
+        require_checkpoint(options.checkpoint)
     if options.inception is not None:
         require_input(options.inception, "file", expected="pt_inception-2015-12-05-6726825d.pth")
     require_writable(options.out)

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featinv_fast.checks import count, require_input, require_writable
+from featinv_fast.checks import count, require_feature_file, require_input, require_writable
 from featinv_fast.cli.program import say
 from featinv_fast.cli.shared import (
     DONE,
@@ -117,7 +117,7 @@ def _check(options: argparse.Namespace) -> None:
             options, ["layout"], "images have none, the backbone says it", expected="--layout with --features"
         )
     else:
-        require_input(options.features, "file", expected="feature maps: .npy, .npz or .safetensors")
+        require_feature_file(options.features)
         names = ["backbone", "layer", "backbone_weights", "background", "exif_rotation"]
         refuse_without_effect(
             options,

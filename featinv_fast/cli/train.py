@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     """
     _check(options)
     from featinv_fast.train import read_recipe
-    from featinv_fast.train import run as train
+    from featinv_fast.train.input_files import input_files
 
     recipe = _read(read_recipe, options)
     if (recipe.recipe == DISTILL) != (options.command == DISTILL):
@@ -43,6 +43,9 @@ def run(options: argparse.Namespace) -> int:
             expected=f"featinv {command}",
             remedy=f"run `featinv {command} --config {options.config}`",
         )
+    input_files(recipe, options.root)
+    from featinv_fast.train import run as train
+
     print(
         train(
             options.config,

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from featinv_fast.checks import require_input
-from featinv_fast.errors import ArgumentError, FeatInvError, UnreadableFileError
+from featinv_fast.checks import require_feature_file, require_input
+from featinv_fast.errors import FeatInvError, UnreadableFileError
 from featinv_fast.features import numpy_files
 
-FEATURE_SUFFIXES = (".npy", ".npz", ".safetensors")
 _KEY = "features"
 
 
@@ -32,19 +31,12 @@ def load_features(path: str | Path) -> np.ndarray | torch.Tensor:
         ArgumentError: another suffix.
         UnreadableFileError: a damaged file, pickled objects, or no single array to choose.
     """
-    path = require_input(path, "file")
+    path = require_feature_file(path)
     readers: dict[str, Callable[[Path], np.ndarray | torch.Tensor]] = {
         ".npy": numpy_files.map_npy,
         ".npz": functools.partial(numpy_files.read_npz, choose=lambda keys: _chosen_key(keys, path)),
         ".safetensors": _read_safetensors,
     }
-    if path.suffix.lower() not in readers:
-        raise ArgumentError(
-            "features are not read from this kind of file",
-            given=path,
-            expected=", ".join(FEATURE_SUFFIXES),
-            remedy="save them with numpy.save or safetensors.torch.save_file",
-        )
     with _damage_named(path):
         return readers[path.suffix.lower()](path)
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from featinv_fast.errors import ArgumentError
+from featinv_fast.checks.options import AUTO
 from featinv_fast.models.condition_encoder import ConditionEncoder
 from featinv_fast.models.layers import Conv2d, CrossAttention, FeedForward, GroupNorm, LayerNorm, SelfAttention
 from featinv_fast.rewrites.fused_layers import (
@@ -33,40 +33,6 @@ from featinv_fast.rewrites.shared_prefix import Fork
 from featinv_fast.rewrites.upsample_products import UpsampleProducts
 from featinv_kernels import OPS, Request, not_supported_reasons
 from featinv_kernels.ops.attention.op import LARGEST_HEAD
-
-AUTO = "auto"
-# The operations that layers call.
-LAYER_OPS = ("attention", "geglu", "group_norm_silu", "resize_conv", "upsample_conv")
-
-
-def layer_providers(kernels: str | Mapping[str, str]) -> dict[str, str]:
-    """The provider of each of `LAYER_OPS`.
-
-    Args:
-        kernels: a provider's name for all operations, or names for some, and "auto" for the others.
-
-    Raises:
-        ArgumentError: there is no such operation or provider.
-    """
-    named = dict.fromkeys(LAYER_OPS, kernels) if isinstance(kernels, str) else kernels
-    given = {**dict.fromkeys(LAYER_OPS, AUTO), **named}
-    for op, provider in given.items():
-        if op not in LAYER_OPS:
-            raise ArgumentError(
-                "the layers call no such operation",
-                given=repr(op),
-                expected=list(LAYER_OPS),
-                remedy="name one of these",
-            )
-        names = [AUTO, *(p.name for p in OPS[op].providers)]
-        if provider not in names:
-            raise ArgumentError(
-                f"{op} has no provider of this name",
-                given=repr(provider),
-                expected=names,
-                remedy="name one of these; `featinv doctor` lists what runs here",
-            )
-    return given
 
 
 def provider_problems(providers: Mapping[str, str], device: torch.device, dtype: torch.dtype) -> list[str]:

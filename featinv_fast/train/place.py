@@ -12,7 +12,8 @@ from featinv_fast.checks import refuse_inputs
 from featinv_fast.config import to_dict
 from featinv_fast.errors import ConfigError
 from featinv_fast.train.data import Data, ImageFolder, open_data
-from featinv_fast.train.provenance import input_files, refuse_other_images, run_identity
+from featinv_fast.train.input_files import input_files
+from featinv_fast.train.provenance import refuse_other_images, run_identity
 from featinv_fast.train.result import Result
 from featinv_fast.train.settings import SCENES, Recipe
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from featinv_fast.checks import file_errors, require_input
+from featinv_fast.checks import file_errors
 from featinv_fast.config import to_dict
 from featinv_fast.errors import ConfigError
 from featinv_fast.train.data import Data, ImageFolder, identity
@@ -22,36 +22,8 @@ from featinv_fast.train.progress import CHECKPOINTS, holds_progress
 from featinv_fast.train.scan import digest_of
 from featinv_fast.train.settings import ControlNetRecipe, Recipe
 
-# Keys that name files, by which every recipe that has them means the content.
-FILES = (
-    "autoencoder",
-    "base",
-    "start",
-    "teacher",
-    "tokenizer",
-    "backbone.weights",
-    "perceptual.weights",
-    "features.file",
-)
-RANDOM = "random:"
 IMAGES = "images.json"
 NAMED = 5  # images that a message names
-
-
-def input_files(recipe: Recipe, root: Path) -> dict[str, Path]:
-    """The files and folders that a recipe reads, by the keys that name them; its images aside.
-
-    Raises:
-        InputNotFoundError: one of them is not there.
-    """
-    found = {}
-    for key in FILES:
-        value: Any = recipe
-        for name in key.split("."):
-            value = getattr(value, name, None)
-        if isinstance(value, str) and not value.startswith(RANDOM):
-            found[key] = require_input(root / value)
-    return found
 
 
 def run_identity(recipe: Recipe, files: Mapping[str, Path], data: Data) -> dict[str, Any]:

@@ -9,9 +9,9 @@ import torch
 from featinv_fast import Runtime
 from featinv_fast.backends import Request, load, torch_compile
 from featinv_fast.backends.torch_compile import COMPILED_GRAPHS, CompiledGraph
+from featinv_fast.checks.options import LAYER_OPS
 from featinv_fast.engine import open_engine
 from featinv_fast.errors import BackendUnavailableError
-from featinv_fast.rewrites.fused_ops import LAYER_OPS
 
 MOST_CODES = torch._dynamo.config.recompile_limit  # of one function
 CPU = torch.device("cpu")

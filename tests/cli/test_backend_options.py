@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from featinv_fast import Runtime
+from featinv_fast.checks.options import LAYER_OPS
 from featinv_fast.cli import shared
 from featinv_fast.commands.bench import Bench
 from featinv_fast.commands.bench_options import BenchOptions
 from featinv_fast.engine import open_engine
 from featinv_fast.errors import ArgumentError
-from featinv_fast.rewrites.fused_ops import LAYER_OPS
 
 FAST = ("--threads", 1, "--quiet")
 

@@ -44,6 +44,18 @@ class Fault(NamedTuple):
     says: str
 
 
+# A sound recipe, whose autoencoder is not there.
+WHOLE = """
+recipe = "base"
+folder = "runs/base"
+out = "base.safetensors"
+autoencoder = "autoencoder.safetensors"
+[data]
+source = "scenes"
+[model]
+[training]
+steps = 5
+"""
 INVERT = "featinv invert --engine {engine} --features {maps} --out {new}"
 EVAL = "featinv eval --engine {engine} --images {images} --out {new}"
 BENCH = "featinv bench {engine}"
@@ -59,6 +71,8 @@ RUNNING = [
     Fault("--two-streams --backend aoti", 2, "leave out --two-streams"),
     Fault("--kernels triton --backend onnxruntime", 2, "leave out --kernels"),
     Fault("--compiled --two-streams", 2, "one stream"),
+    Fault("--kernels cutlass", 2, "no provider of this name"),
+    Fault("--kernels softmax=triton", 2, "no such operation"),
 ]
 FAULTS = [
     Fault("featinv --version", 0, ""),
@@ -105,6 +119,20 @@ FAULTS = [
     Fault(BENCH + " --out {maps}/rows.jsonl", 1, "not a folder"),
     Fault("featinv convert {checkpoint} {maps}/new.safetensors", 1, "not a folder"),
     Fault("featinv-export --ckpt {checkpoint} --out {maps}/engine", 1, "not a folder"),
+    # Names that do not say how to read or write a file.
+    Fault("featinv invert --engine {engine} --features {images}/one.png --out {new}", 2, ".npy, .npz, .safetensors"),
+    Fault(EVAL + " --checkpoint {recipe}", 1, "rename the file by its format"),
+    Fault("featinv convert {recipe} {new}.safetensors", 1, "rename the file by its format"),
+    Fault("featinv convert {checkpoint} {new}", 2, "a name that ends in .safetensors"),
+    Fault("featinv convert {checkpoint} {new}.safetensors --to diffusers", 2, "expected: a folder"),
+    Fault("featinv-export --ckpt {recipe} --out {new}", 1, "rename the file by its format"),
+    # Recipes.
+    Fault("featinv train --config {images}/one.png", 1, "no TOML file"),
+    Fault("featinv train --config {recipe}", 1, "missing"),
+    Fault("featinv train --config {whole} --set recipe=bse", 2, "did you mean 'base'?"),
+    Fault("featinv train --config {whole} --set training.stps=3", 2, "did you mean 'steps'"),
+    Fault("featinv distill --config {whole}", 2, "run `featinv train"),
+    Fault("featinv train --config {whole}", 2, "no such file or folder"),
     # Values.
     *(Fault(f"{line} {fault.line}", fault.code, fault.says) for line in (INVERT, EVAL) for fault in RUNNING),
     *(Fault(f"featinv demo --out {{new}}.png {fault.line}", *fault[1:]) for fault in RUNNING),
@@ -171,9 +199,15 @@ def answers(tiny_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     for record in ("inversion.json", "report.json"):
         (folder / "old" / record).touch()
     named["recipe.toml"].write_text('recipe = "base"\n')
+    (folder / "whole.toml").write_text(WHOLE)
     named["checkpoint.safetensors"].write_bytes(b"\0" * 64)
     paths = {name.partition(".")[0]: path for name, path in named.items()}
-    paths |= {"engine": tiny_engine, "picture": folder / "picture.png", "old": folder / "old"}
+    paths |= {
+        "engine": tiny_engine,
+        "whole": folder / "whole.toml",
+        "picture": folder / "picture.png",
+        "old": folder / "old",
+    }
     lines = [[word.format(**paths) for word in fault.line.split()] for fault in FAULTS]
     before = sorted(folder.rglob("*"))
     done = subprocess.run(

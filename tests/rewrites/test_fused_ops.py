@@ -10,13 +10,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from featinv_fast.backends.torch_ import TorchSession
+from featinv_fast.checks.options import LAYER_OPS, layer_providers
 from featinv_fast.config import Precision
 from featinv_fast.errors import ArgumentError
 from featinv_fast.models.layers import ResidualBlock, Upsample
 from featinv_fast.rewrites.engine_model import DTYPES, EngineModel, storage_dtypes
 from featinv_fast.rewrites.folded_biases import fold_biases
 from featinv_fast.rewrites.fused_layers import FusedGroupNorm, PointwiseConv, plain_upsample
-from featinv_fast.rewrites.fused_ops import LAYER_OPS, fuse_ops, layer_providers, provider_problems
+from featinv_fast.rewrites.fused_ops import fuse_ops, provider_problems
 from featinv_fast.rewrites.upsample_products import UpsampleProducts
 from featinv_kernels import OPS, phase_weights
 

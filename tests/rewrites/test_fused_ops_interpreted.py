@@ -15,7 +15,8 @@ CODE = """
     from featinv_fast.config import AutoencoderConfig, ModelConfig
     from featinv_fast.models import FeatInv
     from featinv_fast.rewrites.engine_model import EngineModel
-    from featinv_fast.rewrites.fused_ops import fuse_ops, layer_providers
+    from featinv_fast.checks.options import layer_providers
+    from featinv_fast.rewrites.fused_ops import fuse_ops
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -22,6 +22,7 @@ from featinv_fast.runtime.arguments import LARGEST_SEED, seeds
 from featinv_fast.runtime.graph_loop import CudaGraphs
 from featinv_fast.runtime.sampling import control_scales
 from featinv_fast.samplers import SAMPLERS, USUAL_STEPS, resolve
+from featinv_kernels import OPS
 
 
 @pytest.mark.parametrize(
@@ -245,3 +246,5 @@ def test_what_contradicts_is_refused_before_the_engine_is_opened():
 def test_names_known_before_torch_are_those_of_the_modules_that_need_it():
     assert tuple(BACKENDS) == options.BACKENDS
     assert tuple(CudaGraphs) == options.CUDA_GRAPHS
+    layers = {name: tuple(one.name for one in OPS[name].providers) for name in options.LAYER_OPS}
+    assert layers == options.LAYER_OPS

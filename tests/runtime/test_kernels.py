@@ -9,9 +9,9 @@ import torch
 from featinv_fast import Runtime
 from featinv_fast.backends import Request, reasons_against
 from featinv_fast.backends.torch_ import providers_on
+from featinv_fast.checks.options import LAYER_OPS
 from featinv_fast.engine import open_engine
 from featinv_fast.errors import ArgumentError, BackendUnavailableError
-from featinv_fast.rewrites.fused_ops import LAYER_OPS
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

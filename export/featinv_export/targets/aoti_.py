@@ -19,7 +19,8 @@ from featinv_export.targets.base import Target
 from featinv_fast.backends import resolve_device
 from featinv_fast.backends.aoti_ import SUFFIX, AotiBackend, AotiSession, target_here
 from featinv_fast.backends.base import Request, Session
-from featinv_fast.backends.torch_ import OFF, WEIGHT_FILE, TorchSession
+from featinv_fast.backends.torch_ import WEIGHT_FILE, TorchSession
+from featinv_fast.checks.options import OFF
 from featinv_fast.config import Precision
 from featinv_fast.engine import AotiInfo, EngineFolder
 from featinv_fast.engine.manifest import MANIFEST_NAME, Manifest

@@ -13,9 +13,9 @@ import torch
 from mutate import archive, arrays, plain, tensors
 from target import Target
 
+from featinv_fast.checks.names import FEATURES
 from featinv_fast.config import FeatureSpec
 from featinv_fast.features import FeatureStatisticsWarning, check_statistics, load_features, non_finite_items, normalise
-from featinv_fast.features.files import FEATURE_SUFFIXES
 
 SHAPE = (3, 6, 5, 5)
 SPEC = FeatureSpec(channels=6, height=5, width=5, absolute_max=4.0)
@@ -35,7 +35,7 @@ class Features(Target):
 
     def mutant(self, random: Random, folder: Path) -> Path:
         """A file of one of the formats."""
-        suffix = random.choice(FEATURE_SUFFIXES)
+        suffix = random.choice(FEATURES)
         path = folder / f"mutant{suffix}"
         match suffix:
             case ".npy":

@@ -17,7 +17,7 @@ from target import Target
 from torch import Tensor
 
 from featinv_fast.checkpoints import check_finite, load
-from featinv_fast.checkpoints.reader import PICKLE_SUFFIXES
+from featinv_fast.checks.names import PICKLES
 
 # What saving raises where something odd cannot be saved; an array of no strides would have to be written in full.
 UNSAVABLE = (TypeError, NotImplementedError, RuntimeError, MemoryError)
@@ -38,7 +38,7 @@ class Pickles(Target):
 
     def mutant(self, random: Random, folder: Path) -> Path:
         """A file under one of the suffixes that pickles have."""
-        path = folder / f"mutant{random.choice(PICKLE_SUFFIXES)}"
+        path = folder / f"mutant{random.choice(PICKLES)}"
         kind = random.random()
         tensors = dict(self.whole if kind < 0.15 else self.small)
         if kind < 0.5:
