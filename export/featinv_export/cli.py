@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import importlib.metadata
 import json
@@ -12,10 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from featinv_export.options import AOTI_DEVICES, ExportOptions
-from featinv_export.plan_arguments import add_plan_arguments, take_plan_options
+from featinv_export.options import ExportOptions
+from featinv_export.plan_arguments import add_plan_arguments, collect_plan_options
 from featinv_export.progress import Progress
-from featinv_export.tensorrt_.options import PlanOptions, RtxOptions
+from featinv_export.targets import TARGETS, made_of_graphs
 from featinv_fast.checks import refuse_inputs, require_checkpoint, require_input
 from featinv_fast.checks.options import flag
 from featinv_fast.cli.program import Parser, run_program
@@ -27,18 +28,19 @@ from featinv_fast.errors import ArgumentError, ExitCode
 
 # What a command is about.
 SUBJECTS = ("checkpoint", "from_onnx", "verify", "inspect")
+OPTIONS = tuple(target.option for target in TARGETS)
 # What the graphs of an engine were made with, and only another export changes.
-MADE_BY_EXPORT = frozenset(("onnx", "aoti", "trt", "trt_rtx", "precision", "storage", "max_batch", "optimal_batch"))
+MADE_BY_EXPORT = frozenset((*OPTIONS, "precision", "storage", "max_batch", "optimal_batch"))
 READ_BY_EXPORT = frozenset(("backbone", "layer", "feature_size"))
 FIXED_BY_ENGINE = MADE_BY_EXPORT | READ_BY_EXPORT
 NAME_ONE = "name one thing to work on: --ckpt PATH, --from-onnx DIR, --verify DIR or --inspect DIR"
-USAGE_LINES = """featinv-export --ckpt PATH [--out DIR] [--onnx] [--aoti [DEVICE]] [--trt] [--trt-rtx] [options]
+# What can be made of an engine's ONNX graphs.
+OF_GRAPHS = [flag(target.option) for target in TARGETS if target.of_graphs]
+USAGE_LINES = f"""featinv-export --ckpt PATH [--out DIR] {" ".join(f"[{flag(name)}]" for name in OPTIONS)} [options]
        featinv-export --ckpt PATH --refit DIR [--out DIR] [options]
-       featinv-export --from-onnx DIR --trt|--trt-rtx [options]
+       featinv-export --from-onnx DIR {"|".join(OF_GRAPHS)} [options]
        featinv-export --verify DIR | --inspect DIR [--json]"""
 EPILOG = "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated; nothing is installed but by 0."
-# The fields of `ExportOptions` that options on plans are.
-PLAN_FIELDS: dict[type, str] = {PlanOptions: "trt", RtxOptions: "trt_rtx"}
 # What `ArgumentParser.add_argument_group` returns; the class has no public name.
 Group = Any
 
@@ -76,23 +78,32 @@ def _run(given: dict[str, Any]) -> Path:
         from featinv_export.verify import verify
 
         return _with_bar(lambda progress: verify(folder, progress, unchecked=unchecked))
-    plans = take_plan_options(given)
+    collect_plan_options(given)
+    of_graphs = made_of_graphs(given)
     if "from_onnx" in given:
         folder = given.pop("from_onnx")
-        _refuse(given, "with --from-onnx")
+        if not of_graphs:
+            raise ArgumentError(
+                "nothing to make of the engine's graphs",
+                given="--from-onnx",
+                expected=f"{' or '.join(OF_GRAPHS)} as well",
+                remedy="add one, or leave it out",
+            )
+        _refuse({name: value for name, value in given.items() if name not in of_graphs}, "with --from-onnx")
         require_engine(folder)
 
-        from featinv_export.from_onnx import add_plans
+        from featinv_export.from_onnx import add_files
 
-        for asked in plans:  # one at least, or `take_plan_options` would have refused
-            _with_bar(functools.partial(add_plans, folder, asked))
+        for target in TARGETS:
+            if target.option in of_graphs:
+                _with_bar(functools.partial(add_files, folder, target.of(of_graphs[target.option])))
         return folder
     if "refit" in given:
         folder = given.pop("refit")
         fixed = {name: value for name, value in given.items() if name in FIXED_BY_ENGINE}
-        _refuse(fixed | {PLAN_FIELDS[type(asked)]: True for asked in plans}, "with --refit")
+        _refuse(fixed, "with --refit")
 
-        options = ExportOptions(**given)
+        options = _options(given)
         _require_inputs(options)
         require_engine(folder)
         if options.out is not None:
@@ -100,9 +111,9 @@ def _run(given: dict[str, Any]) -> Path:
         from featinv_export.refit import refit
 
         return _with_bar(lambda progress: refit(folder, options, progress))
-    if plans:
-        given |= {"onnx": True} | {PLAN_FIELDS[type(asked)]: asked for asked in plans}
-    options = ExportOptions(**given)
+    if of_graphs:
+        given["onnx"] = True
+    options = _options(given)
     _require_inputs(options)
     refuse_inputs({"the engine": options.destination}, options.inputs, replaced=True)
     require_destination(options.destination, force=options.force)
@@ -110,6 +121,13 @@ def _run(given: dict[str, Any]) -> Path:
     from featinv_export.exporter import export
 
     return _with_bar(lambda progress: export(options, progress))
+
+
+def _options(given: dict[str, Any]) -> ExportOptions:
+    """The options of these arguments; targets without a field among them stand in `ExportOptions.targets`."""
+    fields = {field.name for field in dataclasses.fields(ExportOptions)}
+    others = {name: given.pop(name) for name in list(given) if name not in fields}
+    return ExportOptions(**given, targets=others)
 
 
 def _require_inputs(options: ExportOptions) -> None:
@@ -211,6 +229,12 @@ def _add_subjects(group: Group) -> None:
         metavar="DIR",
         help="run the comparisons of an engine again, on all backends that run here",
     )
+    add(
+        "--from-onnx",
+        type=Path,
+        metavar="DIR",
+        help="make plans, or what else is made of graphs, for an engine that was exported with --onnx",
+    )
     add("--inspect", type=Path, metavar="DIR", help="show what is inside an engine")
     add("--out", type=Path, metavar="DIR", help="engine folder to write (default: the checkpoint's name + .engine)")
     add("--force", action="store_true", help="replace an engine that is already there")
@@ -224,16 +248,9 @@ def _add_subjects(group: Group) -> None:
 
 
 def _add_kinds(group: Group) -> None:
+    for target in TARGETS:
+        target.add_argument(group)
     add = group.add_argument
-    add("--onnx", action="store_true", help="ONNX graphs, for onnxruntime and others")
-    add(
-        "--aoti",
-        nargs="?",
-        const="auto",
-        choices=AOTI_DEVICES,
-        metavar="DEVICE",
-        help="AOTInductor packages, for the CPU or the GPU here (default: auto, the GPU if there is one)",
-    )
     add(
         "--precision",
         type=Precision,

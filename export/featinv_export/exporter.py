@@ -48,7 +48,7 @@ def export(options: ExportOptions, progress: Progress = lambda *_: None) -> Path
         CheckpointError: the checkpoint cannot be read, is damaged, or holds NaN or infinite weights.
         TextError: a prompt cannot be embedded.
         BackendUnavailableError: TensorRT plans are asked for, and there is no TensorRT or no GPU.
-        MissingPackageError: ONNX graphs or AOTInductor packages are asked for but what writes them is not installed.
+        MissingPackageError: what is asked for needs a package that is not installed.
         EngineExistsError, EngineLockedError, ExportError: the destination cannot be written, packages not compiled, or
             what is asked for not checked here.
         ParityError: a graph does not compute what the model computes. The numbers are in a file beside the
@@ -63,7 +63,7 @@ def export(options: ExportOptions, progress: Progress = lambda *_: None) -> Path
         raise ArgumentError(
             "unchecked has no effect",
             given="an engine of weights alone",
-            expected="ONNX graphs or AOTInductor packages",
+            expected="something beside them",
             remedy="leave it out: what torch computes is always checked",
         )
     require_checkable(problems, unchecked=options.unchecked)
@@ -130,9 +130,8 @@ def export(options: ExportOptions, progress: Progress = lambda *_: None) -> Path
             parity=checked,
             source=source.source_info(checkpoint),
             tools=_tools() | targets.tools(made),
-            **targets.entries(made),
         )
-        engine = install(stage, manifest, made)
+        engine = install(stage, targets.entered(manifest, made), made)
     steps.begin("done")
     return engine
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from featinv_export.targets import TARGETS
 from featinv_fast.config import to_dict
 from featinv_fast.engine import EngineFolder, GraphSpec, Manifest, ParityStatus, TensorSpec
-from featinv_fast.engine.manifest import BUILT, CHECKED_BY, EXECUTED_BY
 
 # Which backend reads the files with this ending.
-READERS = {".safetensors": "torch", **CHECKED_BY, **EXECUTED_BY}
+READERS = {".safetensors": "torch", **{target.suffix: target.backend for target in TARGETS}}
 
 
 def as_data(engine: EngineFolder) -> dict[str, Any]:
@@ -73,19 +73,8 @@ def as_text(engine: EngineFolder) -> str:
     for reader, files in _backends(manifest).items():
         lines += [f"  {reader:12} {name:26} {_mebibytes(count):>10}" for name, count in files.items()]
         lines += [] if files else [f"  {reader:12} none"]
-    if manifest.tensorrt_parsers is not None:
-        lines.append(f"  graphs are read by the ONNX parser of TensorRT {manifest.tensorrt_parsers}")
-    for plan in manifest.plans:
-        lines.append(f"  {plan.file_name} is for TensorRT {plan.target.tensorrt} on {plan.target.gpu}")
-    for rtx_plan in manifest.rtx_plans:
-        gpus = ", ".join(rtx_plan.capabilities)
-        built = f" ({BUILT})" if rtx_plan.file_name in manifest.unexecuted() else ""
-        flavour = f"TensorRT for RTX {rtx_plan.tensorrt_rtx}"
-        lines.append(f"  {rtx_plan.file_name} is for {flavour} on compute capability {gpus}{built}")
-    if manifest.aoti is not None:
-        lines.append(
-            f"  packages are for {manifest.aoti.target}, {manifest.aoti.platform}, torch {manifest.aoti.torch}"
-        )
+    here = [target for target in TARGETS if target.lies_in(manifest.files)]
+    lines += [f"  {line}" for target in here for line in target.described(manifest)]
     lines += [f"  UNCHECKED, compared with the plain model by nobody: {name}" for name in manifest.unchecked()]
     lines += ["", "parity: relative difference from the plain model"]
     for info in manifest.parity:

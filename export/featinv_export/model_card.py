@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from featinv_export.targets import TARGETS
 from featinv_fast.config import FeatureSpec
-from featinv_fast.engine import AotiInfo, Manifest, ParityInfo, ParityStatus
+from featinv_fast.engine import Manifest, ParityInfo, ParityStatus
 
 INTRODUCTION = """\
 An engine of [FeatInv](https://arxiv.org/abs/2505.21032): it turns feature maps of a vision model back into images of
@@ -82,7 +83,7 @@ def model_card(manifest: Manifest, file_names: list[str]) -> str:
         "## How it was made",
         *_provenance(manifest),
         "## Files",
-        _table(("file", "content"), [(f"`{name}`", _content(name, manifest.aoti)) for name in file_names]),
+        _table(("file", "content"), [(f"`{name}`", _content(name, manifest)) for name in file_names]),
         "## Parity",
         PARITY,
         *([UNCHECKED.format(names=", ".join(f"`{name}`" for name in unchecked))] if unchecked else []),
@@ -118,17 +119,10 @@ def _storage(manifest: Manifest) -> str:
     return "" if manifest.storage is None else f", weights stored in {manifest.storage}"
 
 
-def _content(file_name: str, aoti: AotiInfo | None) -> str:
-    stem, _, suffix = file_name.rpartition(".")
-    if suffix == "onnx":
-        return f"{GRAPH_CONTENTS[stem]} (ONNX, weights in `weights.safetensors`)"
-    if suffix == "pt2" and aoti is not None:
-        compiled = f"AOTInductor for {aoti.target} with torch {aoti.torch}"
-        return f"{GRAPH_CONTENTS[stem]} ({compiled}, weights in `weights.safetensors`)"
-    if suffix == "plan":
-        return f"{GRAPH_CONTENTS[stem]} (TensorRT: native code for the GPU and the version that the manifest names)"
-    if suffix == "rtxplan":
-        return f"{GRAPH_CONTENTS[stem]} (TensorRT for RTX: code for the GPUs and the version that the manifest names)"
+def _content(file_name: str, manifest: Manifest) -> str:
+    for target in TARGETS:
+        if file_name.endswith(target.suffix):
+            return f"{GRAPH_CONTENTS[file_name.removesuffix(target.suffix)]} ({target.content(manifest)})"
     return {"weights.safetensors": "all weights", "README.md": "this text"}[file_name]
 
 

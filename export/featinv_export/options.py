@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from featinv_export.tensorrt_.options import PlanOptions, RtxOptions
 from featinv_fast import samplers
@@ -48,6 +50,7 @@ class ExportOptions:
         force: replace an engine that is already at `out`.
         trt: also build TensorRT plans of the ONNX graphs, on the GPU of this machine.
         trt_rtx: also build plans of TensorRT for RTX, for which no GPU is needed.
+        targets: what else to write, by the option of its target, with the option's value (`featinv_export.targets`).
         unchecked: install also what cannot be run here to compare it with the plain model; the engine says so.
 
     Raises:
@@ -79,6 +82,7 @@ class ExportOptions:
     force: bool = False
     trt: PlanOptions | None = None
     trt_rtx: RtxOptions | None = None
+    targets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     unchecked: bool = False
 
     def __post_init__(self) -> None:
@@ -97,10 +101,6 @@ class ExportOptions:
                 remedy="name one",
             )
         plans = [options for options in (self.trt, self.trt_rtx) if options is not None]
-        if plans and not self.onnx:
-            raise ArgumentError(
-                "plans are built from ONNX graphs", given="plans alone", expected="onnx=True as well", remedy="add it"
-            )
         for options in plans:
             largest = max(p.maximum for p in options.batch_profiles(self.optimal_batch, self.max_batch))
             if largest != self.max_batch:
@@ -147,6 +147,10 @@ class ExportOptions:
                 expected="a LoRA file",
                 remedy="pass --lora FILE",
             )
+
+    def target(self, option: str) -> Any:
+        """What is asked for by the option of a target; nothing where that is `None` or false."""
+        return self.targets.get(option, getattr(self, option, None))
 
     @property
     def inputs(self) -> dict[str, Path | None]:

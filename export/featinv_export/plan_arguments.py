@@ -39,33 +39,18 @@ NOT_FOR_RTX = {
 
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--trt`, `--trt-rtx` and what belongs to them. None of them has a value unless it is given."""
+    """Add what belongs to `--trt` and `--trt-rtx`. None of them has a value unless it is given."""
     group = parser.add_argument_group("TensorRT: on the machine with the GPU, or for RTX on any machine")
 
     def add(*names: str, field: str, **options: Any) -> None:
         group.add_argument(*names, dest=PREFIX + field, **options)
 
-    group.add_argument(
-        "--trt", action="store_const", const=True, help="also build TensorRT plans of the ONNX graphs; implies --onnx"
-    )
-    group.add_argument(
-        "--trt-rtx",
-        action="store_const",
-        const=True,
-        help="also build plans of TensorRT for RTX, for which no GPU is needed; implies --onnx",
-    )
     add(
         "--sm",
         field="capabilities",
         type=_capabilities,
         metavar="N,N,...",
         help="GPUs that plans of TensorRT for RTX are for, by compute capability (default: the GPU here, or 86,89,120)",
-    )
-    group.add_argument(
-        "--from-onnx",
-        type=Path,
-        metavar="DIR",
-        help="build the plans into an engine that was exported with --onnx, in place of --ckpt",
     )
     add("--min-batch", field="min_batch", type=int, metavar="N", help="smallest batch of the plans (default: 1)")
     add(
@@ -118,23 +103,23 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-build", field="build", action="store_const", const=False, help="take plans from the cache or fail")
 
 
-def take_plan_options(given: dict[str, Any]) -> list[PlanOptions | RtxOptions]:
-    """Take the arguments on plans out of `given`: one set of options for each flavour that is asked for.
+def collect_plan_options(given: dict[str, Any]) -> None:
+    """Put the arguments on plans in `given` together: one set of options for each flavour that is asked for.
 
     Raises:
         ArgumentError: there are some without `--trt` or `--trt-rtx`, or values out of range.
     """
     fields = {name.removeprefix(PREFIX): given.pop(name) for name in list(given) if name.startswith(PREFIX)}
-    proper, rtx = given.pop("trt", False), given.pop("trt_rtx", False)
+    proper, rtx = "trt" in given, "trt_rtx" in given
     if not proper and not rtx:
-        if fields or "from_onnx" in given:
+        if fields:
             raise ArgumentError(
                 "options on TensorRT plans without plans",
-                given=", ".join(sorted(map(_flag, fields))) or "--from-onnx",
+                given=", ".join(sorted(map(_flag, fields))),
                 expected="--trt or --trt-rtx as well",
                 remedy="add one, or leave them out",
             )
-        return []
+        return
     if not proper:
         _refuse_what_rtx_lacks(fields)
     if not rtx and "capabilities" in fields:
@@ -148,8 +133,10 @@ def take_plan_options(given: dict[str, Any]) -> list[PlanOptions | RtxOptions]:
         fields |= {name: given.pop(name) for name in ("optimal_batch", "max_batch") if name in given}
     if "profiles" in fields:
         fields["profiles"] = tuple(fields["profiles"])
-    kinds: list[type[PlanOptions | RtxOptions]] = [*([PlanOptions] if proper else []), *([RtxOptions] if rtx else [])]
-    return [kind(**{name: fields[name] for name in _names(kind) if name in fields}) for kind in kinds]
+    kinds: dict[str, type[PlanOptions | RtxOptions]] = {"trt": PlanOptions, "trt_rtx": RtxOptions}
+    for option, kind in kinds.items():
+        if option in given:
+            given[option] = kind(**{name: fields[name] for name in _names(kind) if name in fields})
 
 
 def _refuse_what_rtx_lacks(fields: Mapping[str, Any]) -> None:

@@ -95,9 +95,8 @@ def refit(folder: Path, options: ExportOptions, progress: Progress = lambda *_: 
             adaptations=checkpoint.adaptations,
             parity=checked,
             source=source.source_info(checkpoint),
-            **targets.entries(refitted),
         )
-        installed = install(stage, manifest)
+        installed = install(stage, targets.entered(manifest, refitted))
     steps.begin("done")
     return installed
 

@@ -21,13 +21,13 @@ from featinv_fast.backends.compiler import quiet_torch
 from featinv_fast.backends.memory import is_out_of_memory
 from featinv_fast.backends.torch_ import WEIGHT_FILE, device_problems, limited_threads
 from featinv_fast.config import Precision
-from featinv_fast.engine.manifest import AotiInfo
+from featinv_fast.engine.manifest import AOTI_SUFFIX, AotiInfo
 from featinv_fast.engine.trust import distrust
 from featinv_fast.errors import EngineIntegrityError
 from featinv_fast.rewrites.engine_model import storage_dtype
 from featinv_fast.rewrites.upsample_products import is_kernel
 
-SUFFIX = ".pt2"
+SUFFIX = AOTI_SUFFIX
 
 # Every x86-64 CPU since 2013 (Intel) and 2015 (AMD) has AVX2. Half of a network's time is spent in libraries that use
 # what is there beyond it; a package for the very CPU that compiled it would crash on the next machine.

@@ -19,9 +19,10 @@ from featinv_fast.backends.onnxruntime_providers import LOOP_GRAPHS, Variant, mi
 from featinv_fast.backends.torch_ import device_problems
 from featinv_fast.config import Precision
 from featinv_fast.engine.graphs import GraphSpec
+from featinv_fast.engine.manifest import ONNX_SUFFIX
 from featinv_fast.errors import BackendUnavailableError, EngineIntegrityError
 
-SUFFIX = ".onnx"
+SUFFIX = ONNX_SUFFIX
 # Graphs captured for one shape each. onnxruntime gives none back, so that what comes later is launched call by call.
 MOST_CAPTURES = 24
 

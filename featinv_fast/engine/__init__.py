@@ -15,6 +15,7 @@ from featinv_fast.engine.manifest import (
     ParityStatus,
     PromptInfo,
     SourceInfo,
+    TargetInfo,
 )
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "PromptInfo",
     "SourceInfo",
     "Stage",
+    "TargetInfo",
     "TensorSpec",
     "graph_specs",
     "open_engine",

@@ -33,8 +33,10 @@ MANIFEST_NAME = "manifest.json"
 CHECKSUM_NAME = "manifest.json.sha256"
 
 
+ONNX_SUFFIX = ".onnx"
+AOTI_SUFFIX = ".pt2"
 # What compares the files of graphs, by their suffix.
-CHECKED_BY = {".onnx": "onnxruntime", ".pt2": "aoti", PLAN_SUFFIX: "tensorrt"}
+CHECKED_BY = {ONNX_SUFFIX: "onnxruntime", AOTI_SUFFIX: "aoti", PLAN_SUFFIX: "tensorrt"}
 # What runs the files that may be built where nothing can run them, of graphs that were compared.
 EXECUTED_BY = {RTX_PLAN_SUFFIX: "tensorrt-rtx"}
 # What is said of these until something does.
@@ -163,6 +165,21 @@ class AotiInfo:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TargetInfo:
+    """Files of graphs of a kind that has no field of its own here: no backend asks what they were made for.
+
+    Attributes:
+        suffix: the files' names are those of the graphs with it.
+        backend: what compares them.
+        facts: what is worth knowing of them, in words, by name.
+    """
+
+    suffix: str
+    backend: str
+    facts: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceInfo:
     """The checkpoint that the engine was made from.
 
@@ -204,6 +221,7 @@ class Manifest(Limited):
         plans: what its TensorRT plans were built for.
         rtx_plans: what its plans of TensorRT for RTX were built for.
         aoti: what the AOTInductor packages were compiled for; `None` where there are none.
+        targets: what is known of files of other kinds.
         source: the checkpoint.
         tools: versions of what made the engine.
         files: every file of the folder but the manifest and its checksum; filled in at installation.
@@ -230,6 +248,7 @@ class Manifest(Limited):
     plans: tuple[PlanInfo, ...] = ()
     rtx_plans: tuple[RtxPlanInfo, ...] = ()
     aoti: AotiInfo | None = None
+    targets: tuple[TargetInfo, ...] = ()
     source: SourceInfo
     tools: dict[str, str]
     files: dict[str, FileInfo] = dataclasses.field(default_factory=dict)
@@ -253,7 +272,7 @@ class Manifest(Limited):
         Args:
             names: of an engine that is not installed yet, its files; otherwise those that are listed.
         """
-        return self._not_passed(CHECKED_BY, names)
+        return self._not_passed(CHECKED_BY | {info.suffix: info.backend for info in self.targets}, names)
 
     def unexecuted(self, names: Collection[str] | None = None) -> tuple[str, ...]:
         """Files that were built of graphs that were compared, and did not run themselves yet; see `unchecked`."""

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from featinv_export import cli
+from featinv_export import cli, parity
 from featinv_export.checks import require_checkable
 from featinv_export.exporter import export
 from featinv_export.inspect_engine import as_data, as_text
 from featinv_export.options import ExportOptions
 from featinv_export.parity import CPU
 from featinv_export.refit import refit
-from featinv_export.targets import aoti_
 from featinv_export.targets.aoti_ import AotiTarget
 from featinv_export.verify import verify
 from featinv_fast.commands.doctor import describe, doctor
@@ -57,7 +56,7 @@ def test_graphs_and_packages_in_a_precision_that_cannot_run_here_are_refused(mon
     options = ExportOptions(checkpoint=tmp_path / "none", onnx=True, precision=Precision.BF16)
     with pytest.raises(ExportError, match="onnxruntime has no bf16 kernels for the CPU"):
         export(options)
-    monkeypatch.setattr(aoti_, "has_kernels", lambda _: False)
+    monkeypatch.setattr(parity, "has_kernels", lambda _: False)
     assert AotiTarget(CPU).problems(Precision.FP16) == ["this CPU has no fp16 convolutions"]
     with pytest.raises(ExportError, match="AOTInductor packages: this CPU"):
         require_checkable({"AOTInductor packages": ["this CPU"]}, unchecked=False)

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from featinv_export import cli, parity, targets
+from featinv_export import aoti_packages, cli, parity, targets
 from featinv_export.exporter import export
 from featinv_export.options import ExportOptions
 from featinv_export.progress import Steps
-from featinv_export.targets import aoti_, onnx_
+from featinv_export.targets import onnx_
 from featinv_export.tensorrt_ import plans
 from featinv_export.tensorrt_.options import RtxOptions
 from featinv_fast.engine import install, open_engine
@@ -63,7 +63,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(plans, "write_rtx_plans", write_rtx_plans)
     monkeypatch.setattr(onnx_, "write_graphs", write_graphs)
-    monkeypatch.setattr(aoti_, "write_packages", write_packages)
+    monkeypatch.setattr(aoti_packages, "write_packages", write_packages)
     monkeypatch.setattr(onnx_, "tensorrt_parsers", lambda _: None)
     monkeypatch.setattr(parity, "reference_cases", lambda *_: [])
     monkeypatch.setattr(targets, "compare", lambda *_: ())

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from featinv_export import onnx_graphs, parity, targets
 from featinv_export.progress import Steps
-from featinv_export.targets import onnx_
 from featinv_export.targets.onnx_ import OnnxTarget
 from featinv_export.weights import weight_index
+from featinv_fast.backends import onnxruntime_
 from featinv_fast.config import Precision
 from featinv_fast.engine import ParityStatus, open_engine
 from featinv_fast.errors import ParityError
@@ -176,7 +176,7 @@ def test_where_the_cpu_has_no_kernels_the_stored_weights_are_checked_in_fp32(can
 
 def test_sessions_are_released_one_after_another(candidate, compare, monkeypatch):
     alive: list[weakref.ref] = []
-    for module, name in ((parity, "TorchSession"), (onnx_, "OnnxruntimeSession")):
+    for module, name in ((parity, "TorchSession"), (onnxruntime_, "OnnxruntimeSession")):
         make = getattr(module, name)
 
         def tracked(*arguments, make=make, **options):

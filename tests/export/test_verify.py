@@ -89,7 +89,7 @@ def test_b12_a_failing_graph_changes_nothing(stale, tiny_engine, capsys):
 
 
 def test_what_cannot_run_here_is_refused_or_keeps_its_numbers(stale, monkeypatch):
-    monkeypatch.setattr("featinv_export.targets.onnx_.provider_problems", lambda _: ["planted"])
+    monkeypatch.setattr("featinv_fast.backends.provider_problems", lambda _: ["planted"])
     engine = stale()
     before = open_engine(engine).manifest.parity
     with pytest.raises(ExportError, match=r"ONNX graphs: planted(.|\n)*--unchecked"):

@@ -478,7 +478,9 @@ def test_every_plan_option_reaches_the_builder(monkeypatch, tiny_engine, tmp_pat
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_engine, "e")
     given: list[tuple[Path, PlanOptions]] = []
-    monkeypatch.setattr(from_onnx, "add_plans", lambda folder, options, _: given.append((folder, options)) or folder)
+    monkeypatch.setattr(
+        from_onnx, "add_files", lambda folder, target, _: given.append((folder, target.options)) or folder
+    )
     arguments = (
         "--from-onnx e --trt --profile 1:1:1 --profile 2:4:8 --workspace 64 --opt-level 4 --refittable "
         "--hardware-compatible --version-compatible --timing-cache t --plan-cache c"

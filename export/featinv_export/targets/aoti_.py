@@ -7,24 +7,23 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from featinv_export.aoti_packages import require_compiler, write_packages
-from featinv_export.options import ExportOptions
-from featinv_export.parity import Candidate, Case, Comparison, has_kernels, run_all
+from featinv_export.options import AOTI_DEVICES
 from featinv_export.progress import Steps
 from featinv_export.targets.base import Target
-from featinv_fast.backends import resolve_device
-from featinv_fast.backends.aoti_ import SUFFIX, AotiBackend, AotiSession, target_here
-from featinv_fast.backends.base import Request, Session
-from featinv_fast.backends.torch_ import WEIGHT_FILE, TorchSession
-from featinv_fast.checks.options import OFF
+from featinv_fast.checks.options import OFF, flag
 from featinv_fast.config import Precision
-from featinv_fast.engine import AotiInfo, EngineFolder
-from featinv_fast.engine.manifest import MANIFEST_NAME, Manifest
+from featinv_fast.engine import AotiInfo, EngineFolder, Manifest
+from featinv_fast.engine.manifest import AOTI_SUFFIX as SUFFIX
+from featinv_fast.engine.manifest import MANIFEST_NAME
 from featinv_fast.engine.trust import note_built_here
+
+if TYPE_CHECKING:
+    import torch
+
+    from featinv_export.parity import Candidate, Case, Comparison
+    from featinv_fast.backends import Session
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,16 +40,30 @@ class AotiTarget(Target):
     info: AotiInfo | None = None
     reasons: tuple[str, ...] = ()
 
+    option = "aoti"
+    help = "AOTInductor packages, for the CPU or the GPU here (default: auto, the GPU if there is one)"
     title = "AOTInductor packages"
     suffix = SUFFIX
     backend = "aoti"
 
     @classmethod
-    def asked(cls, options: ExportOptions) -> AotiTarget | None:
-        return None if options.aoti is None else cls(resolve_device(options.aoti))
+    def add_argument(cls, group: Any) -> None:
+        devices = {"nargs": "?", "const": "auto", "choices": AOTI_DEVICES, "metavar": "DEVICE"}
+        group.add_argument(flag(cls.option), help=cls.help, **devices)
+
+    @classmethod
+    def of(cls, given: str) -> AotiTarget:
+        from featinv_fast.backends import resolve_device
+
+        return cls(resolve_device(given))
 
     @classmethod
     def carried(cls, engine: EngineFolder) -> AotiTarget | None:
+        import torch
+
+        from featinv_fast.backends import Request
+        from featinv_fast.backends.aoti_ import AotiBackend
+
         info = engine.manifest.aoti
         if info is None:
             return None
@@ -58,19 +71,35 @@ class AotiTarget(Target):
         reasons = AotiBackend().not_supported_reasons(Request(engine=engine, device=device))
         return cls(device, info, tuple(reasons))
 
+    @classmethod
+    def content(cls, manifest: Manifest) -> str:
+        made = manifest.aoti
+        compiled = "" if made is None else f" for {made.target} with torch {made.torch}"
+        return f"AOTInductor{compiled}, weights in `weights.safetensors`"
+
+    @classmethod
+    def described(cls, manifest: Manifest) -> list[str]:
+        made = manifest.aoti
+        return [] if made is None else [f"packages are for {made.target}, {made.platform}, torch {made.torch}"]
+
     def require(self, destination: Path) -> None:
+        from featinv_export.aoti_packages import require_compiler
+
         require_compiler(self.device)
 
     def problems(self, precision: Precision) -> list[str]:
+        from featinv_export.parity import has_kernels
+
         if self.reasons:
             return [*self.reasons]
         emulated = self.device.type == "cpu" and not has_kernels(precision)
         return [f"this CPU has no {precision} convolutions"] if emulated else []
 
-    def steps(self, graphs: int) -> tuple[int, int]:
-        return graphs, 1
-
     def make(self, candidate: Candidate, steps: Steps) -> AotiTarget:
+        from featinv_export.aoti_packages import write_packages
+        from featinv_fast.backends.aoti_ import target_here
+        from featinv_fast.backends.torch_ import WEIGHT_FILE, TorchSession
+
         # As torch modules whose weights are those of the engine's file, one for one.
         session = TorchSession(
             candidate.config,
@@ -84,6 +113,10 @@ class AotiTarget(Target):
         return dataclasses.replace(self, info=target_here(self.device))
 
     def run(self, candidate: Candidate, cases: Sequence[Case], steps: Steps) -> list[Comparison]:
+        import torch
+
+        from featinv_export.parity import run_all
+
         steps.begin("checking the packages")
         # On a GPU torch would round the factors of fp32 convolutions to ten bits.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -101,6 +134,9 @@ class AotiTarget(Target):
 
 
 def _session(candidate: Candidate, device: torch.device) -> Session:
+    from featinv_fast.backends.aoti_ import AotiSession
+    from featinv_fast.backends.torch_ import WEIGHT_FILE
+
     return AotiSession(
         {name: candidate.folder / (name + SUFFIX) for name in candidate.specs},
         candidate.folder / WEIGHT_FILE,

@@ -8,19 +8,18 @@ import importlib
 import importlib.metadata
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from featinv_export.options import ExportOptions
-from featinv_export.parity import CPU, Candidate, Case, Comparison, run_all
 from featinv_export.progress import Steps
 from featinv_export.targets.base import Target
-from featinv_export.weights import weight_index
-from featinv_fast.backends.base import Session
-from featinv_fast.backends.onnxruntime_ import SUFFIX, OnnxruntimeSession, provider_problems
 from featinv_fast.config import Precision
-from featinv_fast.engine import EngineFolder
+from featinv_fast.engine import EngineFolder, Manifest
+from featinv_fast.engine.manifest import ONNX_SUFFIX as SUFFIX
 from featinv_fast.errors import MissingPackageError
-from featinv_fast.rewrites.engine_model import EngineModel, storage_dtypes
+
+if TYPE_CHECKING:
+    from featinv_export.parity import Candidate, Case, Comparison
+    from featinv_fast.backends import Session
 
 PACKAGES = ("onnx", "onnxscript")
 
@@ -35,18 +34,25 @@ class OnnxTarget(Target):
 
     parsers: str | None = None
 
+    option = "onnx"
+    help = "ONNX graphs, for onnxruntime and others"
     title = "ONNX graphs"
     suffix = SUFFIX
     backend = "onnxruntime"
 
     @classmethod
-    def asked(cls, options: ExportOptions) -> OnnxTarget | None:
-        return cls() if options.onnx else None
-
-    @classmethod
     def carried(cls, engine: EngineFolder) -> OnnxTarget | None:
         manifest = engine.manifest
-        return cls(manifest.tensorrt_parsers) if any(name.endswith(SUFFIX) for name in manifest.files) else None
+        return cls(manifest.tensorrt_parsers) if cls.lies_in(manifest.files) else None
+
+    @classmethod
+    def content(cls, manifest: Manifest) -> str:
+        return "ONNX, weights in `weights.safetensors`"
+
+    @classmethod
+    def described(cls, manifest: Manifest) -> list[str]:
+        parsers = manifest.tensorrt_parsers
+        return [] if parsers is None else [f"graphs are read by the ONNX parser of TensorRT {parsers}"]
 
     def require(self, destination: Path) -> None:
         for name in PACKAGES:
@@ -60,6 +66,9 @@ class OnnxTarget(Target):
                 ) from error
 
     def problems(self, precision: Precision) -> list[str]:
+        from featinv_export.parity import CPU
+        from featinv_fast.backends import provider_problems
+
         problems = provider_problems(CPU)
         if precision is Precision.BF16:
             problems.append("onnxruntime has no bf16 kernels for the CPU")
@@ -73,6 +82,8 @@ class OnnxTarget(Target):
         return dataclasses.replace(self, parsers=tensorrt_parsers(candidate))
 
     def run(self, candidate: Candidate, cases: Sequence[Case], steps: Steps) -> list[Comparison]:
+        from featinv_export.parity import run_all
+
         results: list[Comparison] = []
         # One session at a time: each may keep a copy of its weights.
         for name in candidate.specs:
@@ -93,6 +104,8 @@ def write_graphs(candidate: Candidate, report: Callable[[str], object]) -> None:
     import onnx_ir
 
     from featinv_export.onnx_graphs import export_graph
+    from featinv_export.weights import weight_index
+    from featinv_fast.rewrites.engine_model import EngineModel, storage_dtypes
 
     structure = EngineModel.empty(candidate.config)  # on the meta device: no weight is read
     dtypes = storage_dtypes(structure, candidate.precision, candidate.kept_fp32)  # of the arithmetic
@@ -113,6 +126,9 @@ def tensorrt_parsers(candidate: Candidate) -> str:
 
 
 def _session(candidate: Candidate, graph: str) -> Session:
+    from featinv_export.parity import CPU
+    from featinv_fast.backends.onnxruntime_ import OnnxruntimeSession
+
     return OnnxruntimeSession(
         {graph: candidate.folder / (graph + SUFFIX)},
         {graph: candidate.specs[graph]},

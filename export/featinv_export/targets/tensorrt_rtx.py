@@ -6,20 +6,18 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from featinv_export.options import ExportOptions
-from featinv_export.parity import Candidate, Case, Comparison, not_run
 from featinv_export.progress import Steps
 from featinv_export.targets.base import PlansTarget
-from featinv_export.tensorrt_ import plans
-from featinv_fast.backends import Request
-from featinv_fast.backends.tensorrt_plan import RTX
-from featinv_fast.backends.tensorrt_rtx import RtxSession, TensorrtRtxBackend
-from featinv_fast.config import Precision
-from featinv_fast.engine import EngineFolder
+from featinv_fast.engine import EngineFolder, Manifest
 from featinv_fast.engine.manifest import BUILT
 from featinv_fast.engine.plans import RTX_PLAN_SUFFIX
 from featinv_fast.errors import MissingPackageError
+
+if TYPE_CHECKING:
+    from featinv_export.parity import Candidate, Case, Comparison
+    from featinv_fast.backends.tensorrt_rtx import RtxSession
 
 logger = logging.getLogger(__name__)
 
@@ -28,25 +26,47 @@ logger = logging.getLogger(__name__)
 class TensorrtRtxTarget(PlansTarget):
     """`--trt-rtx`. Its plans are no reason to refuse an engine where they cannot run: their graphs were compared."""
 
+    option = "trt_rtx"
+    help = "plans of TensorRT for RTX, for which no GPU is needed; implies --onnx"
     title = "plans of TensorRT for RTX"
     suffix = RTX_PLAN_SUFFIX
     backend = "tensorrt-rtx"
     field = "rtx_plans"
-    session = RtxSession
 
     @classmethod
-    def asked(cls, options: ExportOptions) -> TensorrtRtxTarget | None:
-        if options.trt_rtx is None:
-            return None
-        return cls(options.trt_rtx).for_batches(options.optimal_batch, options.max_batch)
+    def session(cls) -> type[RtxSession]:
+        from featinv_fast.backends.tensorrt_rtx import RtxSession
+
+        return RtxSession
+
+    @classmethod
+    def content(cls, manifest: Manifest) -> str:
+        return "TensorRT for RTX: code for the GPUs and the version that the manifest names"
+
+    @classmethod
+    def described(cls, manifest: Manifest) -> list[str]:
+        lines = []
+        for plan in manifest.rtx_plans:
+            built = f" ({BUILT})" if plan.file_name in manifest.unexecuted() else ""
+            flavour, gpus = f"TensorRT for RTX {plan.tensorrt_rtx}", ", ".join(plan.capabilities)
+            lines.append(f"{plan.file_name} is for {flavour} on compute capability {gpus}{built}")
+        return lines
 
     @classmethod
     def carried(cls, engine: EngineFolder) -> TensorrtRtxTarget | None:
+        from featinv_export.tensorrt_.plans import GPU
+        from featinv_fast.backends import Request
+        from featinv_fast.backends.tensorrt_rtx import TensorrtRtxBackend
+
         built = engine.manifest.rtx_plans
-        reasons = TensorrtRtxBackend().not_supported_reasons(Request(engine=engine, device=plans.GPU)) if built else []
-        return cls(plans=built, reasons=tuple(reasons)) if built else None
+        if not built:
+            return None
+        reasons = TensorrtRtxBackend().not_supported_reasons(Request(engine=engine, device=GPU))
+        return cls(plans=built, reasons=tuple(reasons))
 
     def require(self, destination: Path) -> None:
+        from featinv_fast.backends.tensorrt_plan import RTX
+
         if problems := RTX.import_problems():
             raise MissingPackageError(
                 "plans of TensorRT for RTX cannot be built without it",
@@ -59,10 +79,10 @@ class TensorrtRtxTarget(PlansTarget):
         # Code for the generations comes to some megabytes a plan.
         return super().space(weights) + 64 * 2**20
 
-    def problems(self, precision: Precision) -> list[str]:
-        return []
-
     def make(self, candidate: Candidate, steps: Steps) -> TensorrtRtxTarget:
+        from featinv_export.tensorrt_ import plans
+        from featinv_fast.backends.tensorrt_rtx import TensorrtRtxBackend
+
         built = plans.write_rtx_plans(candidate, self.options, self.profiles, steps)
         backend = TensorrtRtxBackend()
         reasons = backend.problems_here(plans.GPU) or backend.plan_problems(built[0], plans.GPU)
@@ -79,6 +99,8 @@ class TensorrtRtxTarget(PlansTarget):
 
     def run(self, candidate: Candidate, cases: Sequence[Case], steps: Steps) -> list[Comparison]:
         if self.reasons:
+            from featinv_export.parity import not_run
+
             steps.begin(f"checking the {self.title}")
             return not_run(self.backend, cases, f"{BUILT}: {'; '.join(self.reasons)}")
         return super().run(candidate, cases, steps)
