@@ -291,8 +291,8 @@ class FeatureSpec(Limited):
         height: H of the map in cells.
         width: W of the map in cells.
         layout: how the backbone itself lays the map out; None asks the backbone, when it is opened.
-        backbone: the timm model name, e.g. "convnext_base.fb_in22k_ft_in1k".
-        layer: "final" (the model's own `forward_features`) or the index of a `features_only` stage.
+        backbone: of timm, e.g. "convnext_base.fb_in22k_ft_in1k", or of another source, see `features.Backbone`.
+        layer: "final" (the model's last map), the number of a stage, or the path of a module, e.g. "layer3.1.conv2".
         input_size: edge in pixels of the image that the backbone sees.
         mean: RGB mean of the backbone's normalisation, in [0, 1]; None is the one it was published with.
         std: RGB standard deviation of the backbone's normalisation, in [0, 1]; None is the one it was published with.

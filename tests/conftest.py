@@ -331,6 +331,7 @@ def stand_ins(
 def installed(stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """`stand_ins` in the place of what the package ships."""
     monkeypatch.setattr(builtin, "FOLDER", stand_ins)
+    monkeypatch.setitem(small_backbones.WEIGHTS, "featinv_convnext", stand_ins / builtin.BACKBONE)
     return stand_ins
 
 

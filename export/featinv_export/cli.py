@@ -20,6 +20,7 @@ from featinv_export.targets import TARGETS, made_of_graphs
 from featinv_fast.checks import refuse_inputs, require_checkpoint, require_input
 from featinv_fast.checks.options import flag
 from featinv_fast.cli.program import Parser, run_program
+from featinv_fast.cli.shared import add_network_options
 from featinv_fast.config import Precision
 from featinv_fast.engine import open_engine
 from featinv_fast.engine.folder import require_engine
@@ -31,7 +32,7 @@ SUBJECTS = ("checkpoint", "from_onnx", "verify", "inspect")
 OPTIONS = tuple(target.option for target in TARGETS)
 # What the graphs of an engine were made with, and only another export changes.
 MADE_BY_EXPORT = frozenset((*OPTIONS, "precision", "storage", "max_batch", "optimal_batch"))
-READ_BY_EXPORT = frozenset(("backbone", "layer", "feature_size"))
+READ_BY_EXPORT = frozenset(("backbone", "layer", "image_size", "backbone_weights", "feature_size"))
 FIXED_BY_ENGINE = MADE_BY_EXPORT | READ_BY_EXPORT
 NAME_ONE = "name one thing to work on: --ckpt PATH, --from-onnx DIR, --verify DIR or --inspect DIR"
 # What can be made of an engine's ONNX graphs.
@@ -271,8 +272,7 @@ def _add_kinds(group: Group) -> None:
 
 def _add_features(group: Group) -> None:
     add = group.add_argument
-    add("--backbone", metavar="NAME", help="official backbone, such as convnext_base")
-    add("--layer", metavar="L", help="layer of the backbone: final, or the number of a stage")
+    add_network_options(group, "where the checkpoint does not say")
     add("--feature-size", type=_size, metavar="HxW", help="cells of a feature map, such as 9x9")
 
 

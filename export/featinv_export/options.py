@@ -35,8 +35,11 @@ class ExportOptions:
         prompt: the prompt; `None` is the one that the checkpoint stores, or the official one.
         negative_prompt: the prompt of the unconditional branch, in the same way.
         tokenizer: CLIP's `tokenizer.json`, or a folder with one; prompts other than the official ones need it.
-        backbone: timm name of an official backbone, for checkpoints that do not say what features they take.
-        layer: the backbone's layer, "final" or the number of a stage.
+        backbone: for checkpoints that do not say what features they take, its name; see `features.Backbone`. All but
+            the official ones are opened and looked at.
+        layer: the backbone's layer, "final", the number of a stage or the path of a module.
+        image_size: edge in pixels of what the backbone sees.
+        backbone_weights: local weights of the backbone, or "random:SEED": the engine names them by their hash.
         feature_size: height and width of the feature maps in cells.
         max_batch: largest batch of one call.
         optimal_batch: the batch that kernels are tuned for.
@@ -69,6 +72,8 @@ class ExportOptions:
     tokenizer: Path | None = None
     backbone: str | None = None
     layer: str | None = None
+    image_size: int | None = None
+    backbone_weights: str | None = None
     feature_size: tuple[int, int] | None = None
     max_batch: int = 64
     optimal_batch: int = 1
@@ -84,6 +89,12 @@ class ExportOptions:
     trt_rtx: RtxOptions | None = None
     targets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     unchecked: bool = False
+
+    @property
+    def names_backbone(self) -> bool:
+        """Whether anything is said of the backbone."""
+        said = (self.backbone, self.layer, self.image_size, self.backbone_weights)
+        return any(value is not None for value in said)
 
     def __post_init__(self) -> None:
         if not 1 <= self.optimal_batch <= self.max_batch <= BATCHES.maximum:

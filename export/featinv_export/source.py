@@ -17,15 +17,12 @@ from featinv_fast.config import FeatureSpec, SamplingConfig
 from featinv_fast.engine import PromptInfo, SourceInfo
 from featinv_fast.engine.files import hash_files
 from featinv_fast.errors import ArgumentError, TextError
-from featinv_fast.features import known_spec
-from featinv_fast.features.known import FINAL
+from featinv_fast.features import completed, named_spec, official, open_backbone
 from featinv_fast.models import FeatInv
 from featinv_fast.text import EMPTY_PROMPT, OFFICIAL_PROMPT, encode_prompt
 
 # Few enough steps for a latent consistency model to be worth its name (arXiv 2310.04378, sec. 5).
 LCM_STEPS = 4
-# Fields of a feature spec that options may state where the checkpoint does not.
-COMPLETED = ("channels", "height", "width", "backbone", "layer", "input_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,47 +63,26 @@ def plain_model(checkpoint: Checkpoint) -> FeatInv:
 
 
 def feature_spec(stated: FeatureSpec, options: ExportOptions) -> FeatureSpec:
-    """The checkpoint's feature spec, completed by the options.
+    """The checkpoint's feature spec, completed by the options and, where nobody knows, by opening the backbone.
 
     Raises:
         ArgumentError: an unknown backbone, or an option that contradicts what the checkpoint says.
+        FeatInvError: the backbone cannot be opened, or gives other maps than the checkpoint takes.
     """
     spec = stated
-    if options.backbone is not None or options.layer is not None:
-        backbone = options.backbone or stated.backbone
-        if backbone is None:
-            raise ArgumentError(
-                "a layer without a backbone",
-                given=f"layer {options.layer!r}",
-                expected="the backbone's name as well, which the checkpoint does not state",
-                remedy="pass --backbone NAME",
-            )
-        known = known_spec(backbone, options.layer or stated.layer or FINAL)
-        if stated.backbone is None:
-            spec = dataclasses.replace(spec, layout=known.layout)
-        spec = _completed(spec, known)
+    if options.names_backbone:
+        spec = named_spec(
+            stated, backbone=options.backbone, layer=options.layer, image_size=options.image_size, owner="checkpoint"
+        )
     if options.feature_size is not None:
         height, width = options.feature_size
-        spec = _completed(spec, dataclasses.replace(spec, height=height, width=width))
+        spec = completed(spec, {"height": height, "width": width}, owner="checkpoint")
+    # Of the official backbones all is known; others are looked at, and so are weights.
+    unknown = None in (spec.height, spec.width, spec.layout) and official(spec) is None
+    if options.backbone_weights is not None or (options.names_backbone and unknown):
+        opened = open_backbone(spec, backbone=options.backbone, weights=options.backbone_weights)
+        spec = completed(spec, vars(opened.spec), owner="checkpoint")
     return spec
-
-
-def _completed(stated: FeatureSpec, added: FeatureSpec) -> FeatureSpec:
-    """`stated` with what it leaves open taken from `added`.
-
-    Raises:
-        ArgumentError: the two contradict one another.
-    """
-    pairs = {name: (getattr(stated, name), getattr(added, name)) for name in COMPLETED}
-    differing = [name for name, (old, new) in pairs.items() if None not in (old, new) and old != new]
-    if differing:
-        raise ArgumentError(
-            "the options contradict the checkpoint",
-            given={name: pairs[name][1] for name in differing},
-            expected={name: pairs[name][0] for name in differing},
-            remedy="leave out --backbone, --layer or --feature-size, or export the checkpoint that belongs to them",
-        )
-    return dataclasses.replace(stated, **{name: new for name, (old, new) in pairs.items() if old is None})
 
 
 def sampling_config(stated: SamplingConfig, options: ExportOptions) -> SamplingConfig:

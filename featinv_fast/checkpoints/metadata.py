@@ -3,7 +3,7 @@
 | key | value |
 |---|---|
 | `featinv.model` | the model's configuration, a JSON object |
-| `featinv.backbone`, `.layer`, `.layout` | text: timm model, layer, and how that backbone lays its features out |
+| `featinv.backbone`, `.layer`, `.layout` | text: model, layer, and how that backbone lays its features out |
 | `featinv.feature_shape` | `[C, H, W]` or `CxHxW` |
 | `featinv.input_size`, `.mean`, `.std`, `.absolute_max`, `.prefix_tokens`, `.more_layers` | see `FeatureSpec`, JSON |
 | `featinv.weights_sha256` | text: of the backbone's weights, see `FeatureSpec` |

@@ -73,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
         group_by_folder=options.group_by_folder,
         backbone=options.backbone,
         layer=options.layer,
+        image_size=options.image_size,
         backbone_weights=options.backbone_weights,
         reading=image_reading(options),
         checkpoint=options.checkpoint,

@@ -84,6 +84,7 @@ def run(options: argparse.Namespace) -> int:
         layout=options.layout,
         backbone=options.backbone,
         layer=options.layer,
+        image_size=options.image_size,
         backbone_weights=options.backbone_weights,
         reading=image_reading(options),
         sampling={name: getattr(options, name) for name in SAMPLING if getattr(options, name) is not None},
@@ -118,7 +119,7 @@ def _check(options: argparse.Namespace) -> None:
         )
     else:
         require_feature_file(options.features)
-        names = ["backbone", "layer", "backbone_weights", "background", "exif_rotation"]
+        names = ["backbone", "layer", "image_size", "backbone_weights", "background", "exif_rotation"]
         refuse_without_effect(
             options,
             names,

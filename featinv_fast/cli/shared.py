@@ -91,15 +91,29 @@ def _kernels(text: str) -> str | dict[str, str]:
 
 def add_backbone_options(parser: argparse.ArgumentParser) -> None:
     """Options on the network whose features are inverted."""
-    parser.add_argument("--backbone", help="timm name, where the engine does not say, e.g. convnext_base")
-    parser.add_argument("--layer", help="'final' or the number of a stage")
-    parser.add_argument("--backbone-weights", metavar="FILE", help="local weights of the backbone, or random:SEED")
+    add_network_options(parser, "where the engine does not say")
     parser.add_argument(
         "--background", type=_colour, metavar="R,G,B", help="what transparent pixels show; default 255,255,255"
     )
     parser.add_argument(
         "--exif-rotation", action="store_true", default=None, help="turn photographs as their EXIF tag says"
     )
+
+
+def add_network_options(parser: argparse._ActionsContainer, when: str, *, required: bool = False) -> None:
+    """The words by which a vision model is named, the same in every command; `when` says when they are wanted."""
+    parser.add_argument(
+        "--backbone",
+        required=required,
+        metavar="NAME",
+        help=f"{when}: a timm model such as convnext_base, hf-hub:ID, local-dir:PATH, torchvision:NAME, hf:ID or "
+        "hf:FOLDER of transformers, or module:function of your own, which runs",
+    )
+    parser.add_argument(
+        "--layer", metavar="L", help="'final', the number of a stage, or a module such as layer3.1.conv2"
+    )
+    parser.add_argument("--image-size", type=int, metavar="S", help="edge in pixels of what the backbone sees")
+    parser.add_argument("--backbone-weights", metavar="FILE", help="local weights of the backbone, or random:SEED")
 
 
 def image_reading(options: argparse.Namespace) -> ImageReading:

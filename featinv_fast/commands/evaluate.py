@@ -12,7 +12,6 @@ from pathlib import Path
 
 from featinv_fast.commands.evaluate_options import BEGIN_ANEW, FINISHED, REPORT, EvaluateOptions
 from featinv_fast.commands.identity import inputs_below, running_identity
-from featinv_fast.commands.invert import backbone_spec, open_backbone
 from featinv_fast.commands.remembered import RememberedInverter
 from featinv_fast.config import FeatureLayout
 from featinv_fast.errors import ArgumentError
@@ -31,7 +30,7 @@ from featinv_fast.evaluate import (
     picture_page,
     quality_plot,
 )
-from featinv_fast.features import Backbone, class_folders, list_images, read_image
+from featinv_fast.features import Backbone, class_folders, list_images, open_backbone, read_image
 from featinv_fast.jobs.ledger import Ledger, open_ledger
 from featinv_fast.jobs.names import readable
 from featinv_fast.runtime import Runtime
@@ -108,11 +107,18 @@ def _evaluated(
 
 
 def _backbone(runtime: Runtime, options: EvaluateOptions) -> Backbone:
-    spec = backbone_spec(runtime.engine.manifest.features, options.backbone, options.layer)
+    spec = runtime.engine.manifest.features
     if spec.layout is FeatureLayout.POOLED:
         # The map before pooling; an engine of pooled features does not record its size and layout.
         spec = dataclasses.replace(spec, layout=None, height=None, width=None)
-    return open_backbone(spec, options.backbone_weights, runtime.info["device"])
+    return open_backbone(
+        spec,
+        backbone=options.backbone,
+        layer=options.layer,
+        image_size=options.image_size,
+        weights=options.backbone_weights,
+        device=runtime.info["device"],
+    )
 
 
 def _examples(paths: list[Path], options: EvaluateOptions, unreadable: dict[str, str]) -> Iterator[Example]:

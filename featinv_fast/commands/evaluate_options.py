@@ -29,8 +29,9 @@ class EvaluateOptions:
         settings: samplings to compare.
         limit: take only so many images, spread evenly over the folder.
         group_by_folder: make a table row of each subfolder.
-        backbone: timm name, where the engine does not say or to insist on it.
-        layer: "final" or the number of a stage.
+        backbone: its name, where the engine does not say or to insist on it; see `features.Backbone`.
+        layer: "final", the number of a stage or the path of a module.
+        image_size: edge in pixels of what the backbone sees.
         backbone_weights: local weights of the backbone, or "random:SEED" for trying the pipeline.
         reading: the choices in reading images.
         checkpoint: the engine's checkpoint, whose autoencoder gives the ceiling.
@@ -55,6 +56,7 @@ class EvaluateOptions:
     group_by_folder: bool = False
     backbone: str | None = None
     layer: str | None = None
+    image_size: int | None = None
     backbone_weights: str | None = None
     reading: ImageReading = AS_STORED
     checkpoint: Path | None = None
@@ -84,6 +86,7 @@ class EvaluateOptions:
             "group_by_folder": self.group_by_folder,
             "backbone": self.backbone,
             "layer": self.layer,
+            "image_size": self.image_size,
             "backbone_weights": stated_weights(self.backbone_weights),
             "reading": to_dict(self.reading),
             "seed": self.seed,

@@ -14,7 +14,17 @@ if TYPE_CHECKING:
     from featinv_fast.runtime import Runtime
 
 # Other releases of these give other bits.
-COMPUTING = ("featinv-fast", "torch", "numpy", "pillow", "timm", "onnxruntime", "onnxruntime-gpu")
+COMPUTING = (
+    "featinv-fast",
+    "torch",
+    "numpy",
+    "pillow",
+    "timm",
+    "torchvision",
+    "transformers",
+    "onnxruntime",
+    "onnxruntime-gpu",
+)
 
 
 def running_identity(runtime: Runtime) -> dict[str, Any]:

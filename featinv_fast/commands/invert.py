@@ -10,15 +10,14 @@ from typing import Any
 
 from PIL import Image
 
-from featinv_fast import demo
 from featinv_fast.checks import count
 from featinv_fast.commands.identity import inputs_below, running_identity
 from featinv_fast.commands.invert_options import GO_ON, RECORD, InvertOptions
 from featinv_fast.commands.invert_record import Finished, make_record
 from featinv_fast.commands.sources import Chunk, ImagesInFolder, MapsInFile, Source
-from featinv_fast.config import FeatureSpec, to_dict
-from featinv_fast.errors import ArgumentError, FeatureShapeError, FileError, OutOfMemoryError
-from featinv_fast.features import Backbone, items_at, known_spec, list_images
+from featinv_fast.config import to_dict
+from featinv_fast.errors import FileError, OutOfMemoryError
+from featinv_fast.features import items_at, list_images, open_backbone
 from featinv_fast.jobs.ledger import Ledger, open_ledger
 from featinv_fast.jobs.stop import held
 from featinv_fast.runtime import Inversion, InversionInterrupted, Runtime
@@ -198,63 +197,17 @@ def _source(runtime: Runtime, options: InvertOptions) -> Source:
         return MapsInFile(options.features, spec, options.layout)
     assert options.images is not None
     paths = inputs_below(options.images, list_images(options.images), options.out)
-    spec = backbone_spec(spec, options.backbone, options.layer)
-    backbone = open_backbone(spec, options.backbone_weights, runtime.info["device"])
+    backbone = open_backbone(
+        spec,
+        backbone=options.backbone,
+        layer=options.layer,
+        image_size=options.image_size,
+        weights=options.backbone_weights,
+        device=runtime.info["device"],
+    )
     return ImagesInFolder(options.images, paths, backbone, options.reading)
 
 
 def _write_record(ledger: Ledger, record: dict[str, Any]) -> None:
     content = json.dumps(record, indent=2).encode("ascii") + b"\n"
     ledger.write(RECORD, lambda file: file.write(content))
-
-
-def backbone_spec(engine: FeatureSpec, name: str | None, layer: str | None) -> FeatureSpec:
-    """The backbone that the engine was trained on, or the one named where the engine does not say.
-
-    Raises:
-        ArgumentError: nobody says which backbone, or the one named is another than the engine's.
-    """
-    if engine.backbone is not None:
-        if name not in (None, engine.backbone, engine.backbone.partition(".")[0]) or layer not in (None, engine.layer):
-            raise ArgumentError(
-                "the engine was trained on another backbone or layer",
-                given=f"{name or engine.backbone}, layer {layer or engine.layer}",
-                expected=f"{engine.backbone}, layer {engine.layer}",
-                remedy="leave out --backbone and --layer",
-            )
-        return engine
-    if name is None:
-        raise ArgumentError(
-            "the engine does not say which backbone its features come from",
-            expected="the backbone that the checkpoint was trained on",
-            remedy="name it: --backbone convnext_base",
-        )
-    return known_spec(name, layer or "final")
-
-
-def open_backbone(spec: FeatureSpec, weights: str | None, device: str) -> Backbone:
-    """The network that computes the features of `spec`, on `device`.
-
-    Args:
-        spec: of `backbone_spec`.
-        weights: see `Backbone`. Where none are named, those of the built-in backbone come with the package, and timm
-            has those of all others.
-        device: where it runs.
-
-    Raises:
-        FeatInvError: the backbone or its weights cannot be had, or they are not those that `spec` names.
-        FeatureShapeError: it gives other maps than `spec` describes.
-    """
-    own = demo.backbone_spec()
-    if weights is None and (spec.backbone, spec.weights_sha256) == (own.backbone, own.weights_sha256):
-        return demo.backbone(spec.layer or "final", device=device)
-    backbone = Backbone(spec, weights=weights, device=device)
-    stated, found = ((s.channels, s.height, s.width) for s in (spec, backbone.spec))
-    if any(edge not in (None, other) for edge, other in zip(stated, found, strict=True)):
-        raise FeatureShapeError(
-            "the backbone gives other maps than the engine takes",
-            given=f"{spec.backbone}, layer {spec.layer}, at {backbone.input_size} pixels: {'x'.join(map(str, found))}",
-            expected="x".join(str(edge or "any") for edge in stated),
-            remedy="export the checkpoint again with the backbone, layer and input_size that it was trained on",
-        )
-    return backbone

@@ -24,8 +24,9 @@ class InvertOptions:
         images: a folder of images, or one image. What lies in `out` is no input.
         features: a file of feature maps (.npy, .npz, .safetensors).
         layout: of the maps in `features`, where their shape does not tell.
-        backbone: timm name, where the engine does not say or to insist on it.
-        layer: "final" or the number of a stage.
+        backbone: its name, where the engine does not say or to insist on it; see `features.Backbone`.
+        layer: "final", the number of a stage or the path of a module.
+        image_size: edge in pixels of what the backbone sees.
         backbone_weights: local weights of the backbone, or "random:SEED" for trying the pipeline.
         reading: the choices in reading images, which the record holds.
         sampling: arguments of `Runtime.invert`.
@@ -43,6 +44,7 @@ class InvertOptions:
     layout: str | None = None
     backbone: str | None = None
     layer: str | None = None
+    image_size: int | None = None
     backbone_weights: str | None = None
     reading: ImageReading = AS_STORED
     sampling: dict[str, Any]
@@ -85,6 +87,7 @@ class InvertOptions:
             "layout": self.layout,
             "backbone": self.backbone,
             "layer": self.layer,
+            "image_size": self.image_size,
             "backbone_weights": stated_weights(self.backbone_weights),
             "reading": None if self.images is None else to_dict(self.reading),
             "sampling": {"seed": 0, "samples": 1, "strength": 1.0, "eta": 0.0, "guess_mode": False} | self.sampling,

@@ -14,7 +14,18 @@ from featinv_fast.evaluate.series import Scores, Series
 
 ORIGINALS = "originals"  # the set of images that Frechet distances are taken to
 RAN = ("sampler", "steps", "guidance_scale", "backend", "device", "precision", "batch_size")
-PACKAGES = ("featinv-fast", "torch", "timm", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow", "torch-fidelity")
+PACKAGES = (
+    "featinv-fast",
+    "torch",
+    "timm",
+    "torchvision",
+    "transformers",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "numpy",
+    "pillow",
+    "torch-fidelity",
+)
 
 
 def make_rows(

@@ -6,9 +6,10 @@ from featinv_fast.features.checks import FeatureStatisticsWarning, check_statist
 from featinv_fast.features.files import load_features
 from featinv_fast.features.folders import class_folders, list_images
 from featinv_fast.features.images import center_crop, read_image, to_rgb
-from featinv_fast.features.known import KNOWN_BACKBONES, known_spec
+from featinv_fast.features.known import KNOWN_BACKBONES, known_spec, official
 from featinv_fast.features.layouts import normalise
 from featinv_fast.features.normalisation import BackboneNormalisationWarning
+from featinv_fast.features.opening import completed, named_spec, open_backbone
 from featinv_fast.features.places import items_at, place_of
 from featinv_fast.features.stored import StoredFeatures
 from featinv_fast.features.weights import weights_sha256
@@ -24,12 +25,16 @@ __all__ = [
     "center_crop",
     "check_statistics",
     "class_folders",
+    "completed",
     "items_at",
     "known_spec",
     "list_images",
     "load_features",
+    "named_spec",
     "non_finite_items",
     "normalise",
+    "official",
+    "open_backbone",
     "place_of",
     "read_image",
     "to_rgb",

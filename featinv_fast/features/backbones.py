@@ -1,9 +1,8 @@
-"""timm models as feature extractors."""
+"""Vision models as feature extractors."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,10 +16,11 @@ from featinv_fast.config import AS_STORED, FeatureLayout, FeatureSpec, ImageRead
 from featinv_fast.errors import ArgumentError, CheckpointMismatchError, FeatInvError, FeatureLayoutError
 from featinv_fast.features.images import center_crop, read_image
 from featinv_fast.features.known import FINAL
-from featinv_fast.features.map_form import MapForm, final_form, stage_form
+from featinv_fast.features.map_form import MapForm, map_form
 from featinv_fast.features.normalisation import constants
 from featinv_fast.features.places import items_at, place_of
-from featinv_fast.features.timm_models import create_model, evaluation_size, impossible_size, known_name
+from featinv_fast.features.sources import Network, source_of
+from featinv_fast.features.sources.base import impossible_size
 from featinv_fast.features.weights import weights_sha256
 from featinv_kernels.torch_state import neutral_torch_state
 
@@ -29,25 +29,32 @@ if TYPE_CHECKING:
 
 
 class Backbone:
-    """A timm model that computes the feature maps which `spec` describes.
+    """A vision model that computes the feature maps which `spec` describes.
 
     Args:
-        spec: `backbone` names the timm model and `layer` the map: "final" is what `forward_features` returns, a number
-            the stage that `features_only=True` counts. What it leaves open is the model's own: the size of the images,
-            mean and standard deviation, the layout (of a stage: "nchw", or "nhwc" where that is stated).
-        weights: a local file in timm's layout (`.safetensors`, or a torch file, of which only tensors are read). None
-            lets timm download its pretrained weights. "random:SEED" gives untrained weights, for trying a pipeline
-            without a network: their features mean nothing.
+        spec: `backbone` names the model: a timm model (also `hf-hub:ID`, `local-dir:PATH`), `torchvision:NAME`, `hf:ID`
+            or `hf:FOLDER` of transformers, or `module:function` of your own. `layer` names the map: "final" is the
+            model's last one, a number a stage as timm or transformers counts them, anything else the path of a module.
+            What is left open is the model's own: the size of the images, mean and standard deviation, the layout (of
+            timm's stages: "nchw", or "nhwc" where that is stated).
+        weights: a local file under the model's own names (`.safetensors`, or a torch file, of which only tensors are
+            read). None lets the library download its pretrained weights. "random:SEED" gives untrained weights, for
+            trying a pipeline without a network: their features mean nothing.
         device: where the model runs.
+        run_code: whether `module:function` may be run. What it names is code: say so where you, not a checkpoint or an
+            engine, name it.
 
     Attributes:
-        spec: complete: channels, size, layout and prefix tokens are those of the map that the model gives.
+        spec: complete: channels, size, layout and prefix tokens are those of the map that the model gives, and the
+            hash is that of its weights (see `features.weights`).
+        network: the model as its source opened it, frozen; unlike `__call__` it lets gradients flow to its input.
         device: where the model runs.
         input_size: edge in pixels of its images.
 
     Raises:
-        MissingPackageError: timm is not installed.
-        ArgumentError: an unknown model or layer, one that gives no map, or a size of images that it cannot take.
+        MissingPackageError: the model's library is not installed.
+        ArgumentError: an unknown model or layer, one that gives no map, a size of images that it cannot take, code that
+            may not be run, or nobody says the size or the normalisation of its images.
         FeatureLayoutError: the map has another layout than `spec` states.
         CheckpointError: the weights cannot be obtained, read or fitted.
         CheckpointMismatchError: `spec` names other weights.
@@ -55,31 +62,46 @@ class Backbone:
 
     @neutral_torch_state()
     def __init__(
-        self, spec: FeatureSpec, *, weights: str | Path | None = None, device: str | torch.device = "cpu"
+        self,
+        spec: FeatureSpec,
+        *,
+        weights: str | Path | None = None,
+        device: str | torch.device = "cpu",
+        run_code: bool = False,
     ) -> None:
         self.device = torch.device(device)
-        self._stage = _stage_index(spec)
-        name = known_name(spec.backbone)
-        self.input_size: int = evaluation_size(name) if spec.input_size is None else spec.input_size
-        model = create_model(name, weights, self.input_size).eval().requires_grad_(False)
-        _check_stage(model, spec, self._stage)
-        self._model = model.to(self.device)
-        if spec.weights_sha256 not in (None, self.weights_sha256):
-            raise _other_weights(spec, self.weights_sha256, weights)
-        mean, std = constants(model, spec.mean, spec.std)
+        self._layer = _layer(spec)
+        self.network = _open(spec, weights, run_code=run_code)
+        self.network.model.to(self.device)
+        self.input_size = _size(self.network)
+        weights_found = weights_sha256(self.network.model, self.network.heads)
+        if spec.weights_sha256 not in (None, weights_found):
+            raise _other_weights(spec, weights_found, weights)
+        form = self._measured()
+        # Stages, which libraries arrange themselves, come in either order.
+        self._turned = spec.layout is FeatureLayout.NHWC and form.layout is FeatureLayout.NCHW and self._layer.isdigit()
+        if self._turned:
+            form = dataclasses.replace(form, layout=FeatureLayout.NHWC)
+        mean, std = constants(self.network.name, (self.network.mean, self.network.std), spec.mean, spec.std)
         self.spec = dataclasses.replace(
-            _with_form(spec, self._measured(name)), input_size=self.input_size, mean=mean, std=std
+            _with_form(spec, form),
+            layer=self._layer,
+            input_size=self.input_size,
+            mean=mean,
+            std=std,
+            weights_sha256=weights_found,
         )
 
     @property
-    def model(self) -> Any:
-        """The timm model itself, frozen; unlike `__call__` it lets gradients flow to its input."""
-        return self._model
-
-    @functools.cached_property
     def weights_sha256(self) -> str:
         """Which weights these are, whatever file they came from: see `features.weights`."""
-        return weights_sha256(self._model)
+        assert self.spec.weights_sha256 is not None
+        return self.spec.weights_sha256
+
+    @property
+    def model(self) -> Any:
+        """The module itself, of the library's own class."""
+        return self.network.model
 
     def preprocess(self, images: Sequence[Image.Image], reading: ImageReading = AS_STORED) -> Tensor:
         """Images as the network's input [B, 3, S, S] on the CPU: resized, cropped, scaled to [0, 1], normalised.
@@ -112,13 +134,7 @@ class Backbone:
     @neutral_torch_state()
     def __call__(self, pixels: Tensor) -> Tensor:
         """Features of preprocessed `pixels` [B, 3, S, S] in `spec.layout`, on the backbone's device."""
-        pixels = pixels.to(self.device)
-        if self._stage is None:
-            features: Tensor = self._model.forward_features(pixels)
-            return features
-        (features,) = self._model.forward_intermediates(
-            pixels, indices=[self._stage], stop_early=True, intermediates_only=True
-        )
+        (features,), _ = self.network.read(pixels.to(self.device), [self._layer])
         return self._arranged(features)
 
     @neutral_torch_state()
@@ -127,13 +143,8 @@ class Backbone:
 
         The logits are None for a model without a classifier.
         """
-        pixels = pixels.to(self.device)
-        if self._stage is None:
-            final = features = self._model.forward_features(pixels)
-        else:
-            final, (features,) = self._model.forward_intermediates(pixels, indices=[self._stage])
-            features = self._arranged(features)
-        return features, self._model.forward_head(final) if self._model.num_classes else None
+        (features,), logits = self.network.read(pixels.to(self.device), [self._layer], logits=True)
+        return self._arranged(features), logits
 
     def extract(
         self, images: Iterable[Image.Image | str | Path], *, batch_size: int = 8, reading: ImageReading = AS_STORED
@@ -153,74 +164,54 @@ class Backbone:
             yield self(pixels)
             done += len(batch)
 
-    def _arranged(self, stage: Tensor) -> Tensor:
-        # timm gives every stage as [B, C, H, W], also where `features_only` keeps Swin's [B, H, W, C].
-        return stage.permute(0, 2, 3, 1) if self.spec.layout is FeatureLayout.NHWC else stage
+    def _arranged(self, given: Tensor) -> Tensor:
+        return given.permute(0, 2, 3, 1) if self._turned else given
 
-    def _measured(self, name: str) -> MapForm:
-        """The form of the map, by one random image."""
-        shape = (1, 3, self.input_size, self.input_size)
-        pixels = torch.randn(
-            shape, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float32, device="cpu"
-        ).to(self.device)
+    def _measured(self) -> MapForm:
+        """The form of the map, by looking at a random image."""
+        size, generator = self.input_size, torch.Generator("cpu").manual_seed(0)
+        pixels = torch.randn(1, 3, size, size, generator=generator, dtype=torch.float32, device="cpu").to(self.device)
         try:
-            if self._stage is None:
-                return final_form(self._model, pixels)
-            return stage_form(self._model, self._stage, pixels)
+            self.network.look(pixels)
         except (FeatInvError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # timm's models assert, or trip over their own shapes
-            raise impossible_size(name, self.input_size, error) from error
+        except Exception as error:  # models assert, or trip over their own shapes
+            raise impossible_size(self.network.name, size, error, self.network.possible_sizes(size)) from error
+        return map_form(self.network, self._layer, pixels)
 
 
-def _with_form(spec: FeatureSpec, form: MapForm) -> FeatureSpec:
-    """`spec` with the map as it is.
+def _open(spec: FeatureSpec, weights: str | Path | None, *, run_code: bool) -> Network:
+    source = source_of(spec.backbone)
+    assert spec.backbone is not None
+    if source.runs_code and not run_code:
+        raise ArgumentError(
+            "this backbone is code, which runs only where you name it yourself",
+            given=f"{spec.backbone}, as a checkpoint, an engine or a feature file names it",
+            expected="the same name from you",
+            remedy=f"open_backbone({spec.backbone!r}), which you may pass on, or run_code=True, once you trust it",
+            command_remedy=f"pass --backbone {spec.backbone}, once you trust it",
+        )
+    return source.open(spec.backbone, weights, spec.input_size)
+
+
+def _size(network: Network) -> int:
+    if network.size is None:
+        raise ArgumentError(
+            "the size of this backbone's images is not known",
+            given=network.name,
+            expected="an attribute `input_size` of the network, or a size that is stated",
+            remedy="state FeatureSpec.input_size, or open_backbone(..., image_size=224)",
+            command_remedy="pass --image-size, or state backbone.input_size in a recipe",
+        )
+    return network.size
+
+
+def _layer(spec: FeatureSpec) -> str:
+    """The one layer that `spec` names.
 
     Raises:
-        FeatureLayoutError: `spec` states another layout, or another number of prefix tokens.
+        ArgumentError: it is none that a backbone could compute.
     """
-    stated = (spec.layout, spec.prefix_tokens)
-    chosen = spec.layer not in (None, FINAL) and spec.layout is FeatureLayout.NHWC  # a stage comes in either order
-    layout = FeatureLayout.NHWC if chosen else form.layout
-    if stated[0] not in (None, layout) or stated[1] not in (None, form.prefix_tokens):
-        raise FeatureLayoutError(
-            "the backbone's map has another layout than is stated",
-            given=_layout_in_words(*stated),
-            expected=f"{_layout_in_words(layout, form.prefix_tokens)}, as {spec.backbone}, layer "
-            f"{spec.layer or FINAL}, gives it",
-            remedy="leave the layout out: it is found by looking at a map",
-        )
-    return dataclasses.replace(spec, **(dataclasses.asdict(form) | {"layout": layout}))
-
-
-def _layout_in_words(layout: FeatureLayout | None, prefix_tokens: int | None) -> str:
-    tokens = "" if prefix_tokens is None else f" with prefix_tokens = {prefix_tokens}"
-    return f"layout {str(layout)!r}{tokens}"
-
-
-def _check_stage(model: Any, spec: FeatureSpec, stage: int | None) -> None:
-    stages = len(model.feature_info) if hasattr(model, "forward_intermediates") else 0
-    if stage is not None and stage >= stages:
-        raise ArgumentError(
-            "this backbone has no such stage",
-            given=f"{spec.backbone}, layer {spec.layer}",
-            expected=f"a number below {stages}, or {FINAL!r}",
-            remedy=f"name one of these, or {FINAL!r}",
-        )
-
-
-def _other_weights(spec: FeatureSpec, found: str, weights: str | Path | None) -> CheckpointMismatchError:
-    return CheckpointMismatchError(
-        "these are not the backbone's weights that the features were computed with",
-        given=f"{'the weights that timm downloads' if weights is None else weights}: sha256 {found}",
-        expected=f"{spec.backbone} with sha256 {spec.weights_sha256}",
-        remedy="pass the file of the weights that were used in training: --backbone-weights FILE "
-        "(Backbone(weights=...))",
-    )
-
-
-def _stage_index(spec: FeatureSpec) -> int | None:
-    """The number of the stage that `spec.layer` names, None for the final map."""
     if spec.layout is FeatureLayout.POOLED:
         raise ArgumentError(
             "how the pooled features of this engine were pooled is not recorded",
@@ -235,13 +226,37 @@ def _stage_index(spec: FeatureSpec) -> int | None:
             expected="one layer",
             remedy="open a backbone for each",
         )
-    if spec.layer in (None, FINAL):
-        return None
-    if not (spec.layer.isascii() and spec.layer.isdigit()) or spec.layout is FeatureLayout.TOKENS:
-        raise ArgumentError(
-            "unknown backbone layer",
-            given=f"{spec.layer!r} with layout {str(spec.layout)!r}",
-            expected=f"{FINAL!r}, or the number of a stage with layout 'nchw' or 'nhwc'",
-            remedy="name one of these",
+    return FINAL if spec.layer is None else spec.layer
+
+
+def _with_form(spec: FeatureSpec, form: MapForm) -> FeatureSpec:
+    """`spec` with the map as it is.
+
+    Raises:
+        FeatureLayoutError: `spec` states another layout, or another number of prefix tokens.
+    """
+    stated = (spec.layout, spec.prefix_tokens)
+    if stated[0] not in (None, form.layout) or stated[1] not in (None, form.prefix_tokens):
+        raise FeatureLayoutError(
+            "the backbone's map has another layout than is stated",
+            given=_layout_in_words(*stated),
+            expected=f"{_layout_in_words(form.layout, form.prefix_tokens)}, as {spec.backbone}, layer "
+            f"{spec.layer or FINAL}, gives it",
+            remedy="leave the layout out: it is found by looking at a map",
         )
-    return int(spec.layer)
+    return dataclasses.replace(spec, **dataclasses.asdict(form))
+
+
+def _layout_in_words(layout: FeatureLayout | None, prefix_tokens: int | None) -> str:
+    tokens = "" if prefix_tokens is None else f" with prefix_tokens = {prefix_tokens}"
+    return f"layout {str(layout)!r}{tokens}"
+
+
+def _other_weights(spec: FeatureSpec, found: str, weights: str | Path | None) -> CheckpointMismatchError:
+    return CheckpointMismatchError(
+        "these are not the backbone's weights that the features were computed with",
+        given=f"{'the published weights' if weights is None else weights}: sha256 {found}",
+        expected=f"{spec.backbone} with sha256 {spec.weights_sha256}",
+        remedy="pass the file of the weights that were used in training: --backbone-weights FILE "
+        "(Backbone(weights=...))",
+    )

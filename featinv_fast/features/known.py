@@ -43,15 +43,26 @@ def known_spec(name: str, layer: str = FINAL) -> FeatureSpec:
         ArgumentError: the table has no such backbone or layer.
     """
     for spec in KNOWN_BACKBONES:
-        if (
-            spec.backbone is not None
-            and name in (spec.backbone, spec.backbone.partition(".")[0])
-            and spec.layer == layer
-        ):
+        if is_named(spec, name) and spec.layer == layer:
             return spec
     raise ArgumentError(
         "no official backbone has this name and layer",
         given=f"{name!r}, layer {layer!r}",
         expected=", ".join(f"{spec.backbone} layer {spec.layer}" for spec in KNOWN_BACKBONES),
-        remedy="describe your own with FeatureSpec",
+        remedy="open_backbone(name) asks the model itself",
+        command_remedy="`featinv features --backbone NAME` asks the model itself",
     )
+
+
+def official(spec: FeatureSpec) -> FeatureSpec | None:
+    """What is published of the backbone, layer and size of images that `spec` names in full."""
+    for row in KNOWN_BACKBONES:
+        same = (row.backbone, row.layer) == (spec.backbone, spec.layer)
+        if same and (None in (row.input_size, spec.input_size) or row.input_size == spec.input_size):
+            return row
+    return None
+
+
+def is_named(spec: FeatureSpec, name: str) -> bool:
+    """Whether `name` is that of the spec's backbone, with or without the tag after the dot."""
+    return spec.backbone is not None and name in (spec.backbone, spec.backbone.partition(".")[0])

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import functools
 import importlib
+from pathlib import Path
 from typing import Any
+
+# Where the weights of those are that come with the package.
+WEIGHTS = {"featinv_convnext": Path(__file__).parents[1] / "demo" / "engine" / "backbone.safetensors"}
 
 # What timm wants to know of a model without published weights.
 _CONFIG = {

@@ -42,7 +42,8 @@ class BackboneObjective(Objective):
         self.heads = nn.ModuleDict(
             {name: nn.Linear(model.num_features, self._slots[name] * n) for name, n in recipe.concepts.items()}
         )
-        for name, values in zip(("mean", "std"), constants(model, recipe.mean, recipe.std), strict=True):
+        own = (tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"]))
+        for name, values in zip(("mean", "std"), constants(recipe.name, own, recipe.mean, recipe.std), strict=True):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from featinv_fast.errors import ConfigError
-from featinv_fast.features.timm_models import new_model
+from featinv_fast.features.sources.timm_ import new_model
 from featinv_fast.train.data import Data, ImageFolder
 from featinv_fast.train.settings import BackboneRecipe
 

@@ -1,4 +1,4 @@
-"""Feature maps of training images: a frozen timm backbone on uint8 tensors."""
+"""Feature maps of training images: a frozen backbone on uint8 tensors."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Extractor:
             mean=config.mean,
             std=config.std,
         )
-        self._backbone = Backbone(stated, weights=resolved_weights(config.weights, root), device=device)
+        self._backbone = Backbone(stated, weights=resolved_weights(config.weights, root), device=device, run_code=True)
         self._pooled = config.pooled
-        self._map = dataclasses.replace(self._backbone.spec, weights_sha256=self._backbone.weights_sha256)
+        self._map = self._backbone.spec
         pooled = dataclasses.replace(self._map, layout=FeatureLayout.POOLED, height=1, width=1, prefix_tokens=None)
         self.spec = pooled if config.pooled else self._map
 

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from featinv_fast.config import FeatureSpec
+from featinv_fast.config import FeatureLayout, FeatureSpec
+from featinv_fast.errors import ConfigError
 from featinv_fast.features import Backbone
 from featinv_fast.models import Autoencoder
 from featinv_fast.train.extractor import resolved_weights
@@ -26,6 +27,9 @@ class Perceptual:
         size: edge of the images in pixels.
         root: what relative paths of weights start from.
         device: where it runs.
+
+    Raises:
+        ConfigError: the backbone's stages are no maps [B, C, H, W].
     """
 
     def __init__(
@@ -39,8 +43,15 @@ class Perceptual:
             mean=config.mean,
             std=config.std,
         )
-        self._backbone = Backbone(spec, weights=resolved_weights(config.weights, root), device=device)
-        self._layers = list(layers)
+        self._backbone = Backbone(spec, weights=resolved_weights(config.weights, root), device=device, run_code=True)
+        if self._backbone.spec.layout is not FeatureLayout.NCHW:
+            raise ConfigError(
+                "the perceptual loss compares maps [B, C, H, W]",
+                given=f"stages of {config.name} in layout {str(self._backbone.spec.layout)!r}",
+                expected="a backbone whose library arranges its stages, as timm does for all of its own",
+                remedy="leave [perceptual] out, or take the backbone from timm",
+            )
+        self._layers = [str(layer) for layer in layers]
 
     @property
     def weights_sha256(self) -> str:
@@ -59,10 +70,8 @@ class Perceptual:
         size = self._backbone.input_size
         if pixels.shape[-1] != size:
             pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
-        maps = self._backbone.model.forward_intermediates(
-            self._backbone.normalised(pixels), indices=self._layers, stop_early=True, intermediates_only=True
-        )
-        return [F.normalize(features, dim=1) for features in maps]  # timm gives [B, C, H, W]
+        maps, _ = self._backbone.network.read(self._backbone.normalised(pixels), self._layers)
+        return [F.normalize(features, dim=1) for features in maps]  # stages are [B, C, H, W]
 
 
 class LatentPerceptual:

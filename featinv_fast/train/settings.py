@@ -205,9 +205,10 @@ class BackboneConfig:
     """The vision model whose features are inverted.
 
     Attributes:
-        name: of the timm model.
-        weights: a local file; None lets timm download its pretrained weights, "random:SEED" is for trying things.
-        layer: "final" or the number of a stage.
+        name: a timm model, `hf-hub:ID`, `local-dir:PATH`, `torchvision:NAME`, `hf:ID` or `hf:FOLDER` of transformers,
+            or `module:function` of your own, which runs; see `features.Backbone`.
+        weights: a local file; None lets the library download its pretrained weights, "random:SEED" is for trying.
+        layer: "final", the number of a stage as the library counts them, or the path of a module ("layer3.1.conv2").
         layout: of what the model returns, to insist on it; None asks the model.
         pooled: average the map over its positions: the baseline that has lost where things are.
         input_size: edge in pixels of what the backbone sees; None is the data's own size.

@@ -11,11 +11,10 @@ import pytest
 from PIL import Image
 
 from featinv_fast import Runtime, demo
-from featinv_fast.commands.invert import open_backbone
 from featinv_fast.config import FeatureLayout, FeatureSpec
 from featinv_fast.engine import open_engine
 from featinv_fast.errors import CheckpointError, FeatureShapeError
-from featinv_fast.features import Backbone, FeatureStatisticsWarning, ImageReading
+from featinv_fast.features import Backbone, FeatureStatisticsWarning, ImageReading, open_backbone
 
 BACKBONE = "convnext_atto"
 WEIGHTS = "random:0"
@@ -148,7 +147,8 @@ def test_two_pictures_of_one_name_get_two_files(featinv, arguments, pictures, tm
     ("extra", "says"),
     [
         (("--backbone", "resnet50"), "convnext_atto"),
-        (("--layer", "2"), "layer final"),
+        (("--layer", "2"), "'layer': 'final'"),
+        (("--image-size", "96"), "'input_size': 64"),
         (("--images", "missing"), "no such file or folder"),
         (("--backbone-weights", "random:x"), "random:0"),
     ],
@@ -163,9 +163,12 @@ def test_an_engine_that_does_not_say_where_its_features_come_from(featinv, argum
     answer = featinv(*arguments, "--engine", tiny_engine)
     assert answer.code == 2
     assert "--backbone convnext_base" in answer.err
-    answer = featinv(*arguments, "--engine", tiny_engine, "--backbone", "alexnet")
+    answer = featinv(*arguments, "--engine", tiny_engine, "--backbone", "alexnets")
     assert answer.code == 2
-    assert "swinv2_base" in answer.err
+    assert "unknown backbone" in answer.err
+    answer = featinv(*arguments, "--engine", tiny_engine, "--backbone", BACKBONE, "--image-size", 64)
+    assert answer.code == 1
+    assert "320x2x2" in answer.err
 
 
 def test_sixteen_bits_and_transparency_are_read_as_asked_and_recorded(featinv, arguments, pictures, tmp_path):
@@ -214,13 +217,12 @@ def test_the_features_of_other_weights_are_refused(featinv, arguments, make_engi
     assert featinv(*arguments, "--engine", engine, "--backbone-weights", "random:1").code == 0
 
 
-def test_the_built_in_weights_are_those_of_the_built_in_backbone_alone(installed, monkeypatch):
+def test_the_built_in_weights_are_those_of_the_built_in_backbone_alone(installed):
     own = demo.backbone().weights_sha256
     built_in = dataclasses.replace(demo.backbone_spec(), weights_sha256=own)
-    monkeypatch.setattr(demo, "backbone_spec", lambda: built_in)
-    assert open_backbone(built_in, None, "cpu").weights_sha256 == own
+    assert open_backbone(built_in).weights_sha256 == open_backbone("featinv_convnext").weights_sha256 == own
     for other in ("0" * 64, None):  # a training of one's own, which says so or not
         with pytest.raises(CheckpointError, match="--backbone-weights FILE"):
-            open_backbone(dataclasses.replace(built_in, weights_sha256=other), None, "cpu")
+            open_backbone(dataclasses.replace(built_in, weights_sha256=other))
     with pytest.raises(FeatureShapeError, match="256x4x4"):
-        open_backbone(dataclasses.replace(built_in, height=5), installed / "backbone.safetensors", "cpu")
+        open_backbone(dataclasses.replace(built_in, height=5), weights=installed / "backbone.safetensors")

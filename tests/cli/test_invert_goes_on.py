@@ -223,7 +223,7 @@ def image_runtime(stand_ins):
 @pytest.fixture
 def image_options(tmp_path, monkeypatch, installed):
     """`image_options(names, **changes)`: of an inversion of pictures of these names."""
-    monkeypatch.setattr(command, "open_backbone", lambda *_: demo.backbone())
+    monkeypatch.setattr(command, "open_backbone", lambda *_, **__: demo.backbone())
 
     def make(names, **changes) -> InvertOptions:
         for number, name in enumerate(names):

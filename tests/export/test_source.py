@@ -115,7 +115,14 @@ def test_b6_contradictions_are_errors(stated: FeatureSpec, asked: dict[str, obje
         source.feature_spec(stated, options(**asked))
 
 
-@pytest.mark.parametrize("asked", [{"layer": "1"}, {"backbone": "vgg16"}, {"backbone": "convnext_base", "layer": "7"}])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"layer": "1"},
+        {"backbone": "no_such_net"},
+        {"backbone": "test_vit", "layer": "7", "backbone_weights": "random:0"},
+    ],
+)
 def test_backbones_and_layers_that_are_not_known(asked: dict[str, object]):
     with pytest.raises(ArgumentError):
         source.feature_spec(FeatureSpec(channels=1024), options(**asked))

@@ -139,13 +139,13 @@ def test_logits_come_with_the_same_features(name, layer, layout):
     features, logits = backbone.features_and_logits(pixels)
     assert torch.equal(features, backbone(pixels))
     with torch.no_grad():
-        assert torch.equal(logits, backbone._model(pixels))
+        assert torch.equal(logits, backbone.model(pixels))
     assert logits.shape == (2, 1000)
 
 
 def test_a_model_without_a_classifier_has_no_logits():
     backbone = Backbone(SMALL, weights="random:0")
-    backbone._model.reset_classifier(0)
+    backbone.model.reset_classifier(0)
     features, logits = backbone.features_and_logits(torch.zeros(1, 3, 64, 64))
     assert features.shape == (1, 64, 2, 2)
     assert logits is None
@@ -229,12 +229,13 @@ def test_b4_weights_that_do_not_fit(tmp_path, small_model):
     [
         ({"backbone": None}, "unknown backbone"),
         ({"backbone": "no_such_net"}, "unknown backbone"),
-        ({"backbone": "hf-hub:timm/test_convnext"}, "unknown backbone"),
-        ({"layer": "stages.1"}, "unknown backbone layer"),
-        ({"layer": "-1"}, "unknown backbone layer"),
-        ({"layer": "1", "layout": FeatureLayout.TOKENS}, "unknown backbone layer"),
+        ({"backbone": "what is this:"}, "unknown backbone"),
+        ({"backbone": "resnet500"}, "did you mean resnet50"),
+        ({"layer": "stages.1.nothing"}, "no such module"),
+        ({"layer": "-1"}, "final, 0 to 3"),
+        ({"layer": "head.fc"}, "gives"),
         ({"layout": FeatureLayout.POOLED}, "pooled"),
-        ({"layer": "9"}, "stage"),
+        ({"layer": "9"}, "final, 0 to 3"),
     ],
 )
 def test_models_and_layers_that_cannot_be_served(changes, message):

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from featinv_fast.config import FeatureLayout, FeatureSpec
 from featinv_fast.errors import ArgumentError, CheckpointMismatchError, ConfigError, FeatureLayoutError
 from featinv_fast.features import Backbone, BackboneNormalisationWarning, normalise
-from featinv_fast.features.map_form import final_form
+from featinv_fast.features.map_form import map_form
+from featinv_fast.features.sources.timm_ import TimmNetwork
 
 # Of timm's models: name, edge of the images, layout, prefix tokens, map.
 FORMS = [
@@ -59,14 +60,16 @@ def test_a_stated_layout_that_the_model_does_not_have_is_refused(name, size, sta
 
 
 def test_maps_whose_order_cannot_be_told_are_refused():
-    model = timm.create_model("test_vit").eval()
-    plain = model.forward_features
-    model.forward_features = lambda pixels: plain(pixels).flip(1)
-    with pytest.raises(ArgumentError, match=r"(?s)order.*layer 5"):
-        final_form(model, torch.randn(1, 3, 160, 160))
-    model.forward_features = lambda pixels: [plain(pixels)]
+    network = TimmNetwork("test_vit", timm.create_model("test_vit"), size=160)
+    pixels = torch.randn(1, 3, 160, 160)
+    network.look(pixels)
+    plain = network.model.forward_features
+    network.model.forward_features = lambda pixels: plain(pixels).flip(1)
+    with pytest.raises(ArgumentError, match="order"):
+        map_form(network, "final", pixels)
+    network.model.forward_features = lambda pixels: [plain(pixels)]
     with pytest.raises(ArgumentError, match="no spatial map"):
-        final_form(model, torch.randn(1, 3, 160, 160))
+        map_form(network, "final", pixels)
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_efficientnet", "test_mambaout"])

@@ -9,7 +9,7 @@ import timm
 import torch
 
 from featinv_fast.errors import ArgumentError, FeatureLayoutError
-from featinv_fast.features.timm_models import new_model
+from featinv_fast.features.sources.timm_ import new_model
 from featinv_fast.train.extractor import Extractor
 from featinv_fast.train.settings import BackboneConfig
 

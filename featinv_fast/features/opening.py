@@ -1,0 +1,137 @@
+"""From what a checkpoint, an engine or a file says of its features, and what its user says, to the backbone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from featinv_fast.config import FeatureLayout, FeatureSpec
+from featinv_fast.errors import ArgumentError, FeatureShapeError
+from featinv_fast.features import small_backbones
+from featinv_fast.features.backbones import Backbone
+from featinv_fast.features.known import FINAL, KNOWN_BACKBONES, is_named, official
+from featinv_fast.features.sources import source_of
+
+
+def open_backbone(
+    spec: FeatureSpec | str,
+    *,
+    backbone: str | None = None,
+    layer: str | None = None,
+    image_size: int | None = None,
+    weights: str | Path | None = None,
+    device: str | torch.device = "cpu",
+) -> Backbone:
+    """The vision model that computes the features of an engine, a checkpoint or a feature file, or one by its name.
+
+    Args:
+        spec: `Runtime.info["features"]`, a manifest's or a file's spec; or the name of a backbone, see `Backbone`.
+        backbone: its name where `spec` names none, or to insist on it. `module:function` runs only where it is named
+            here or as `spec`; a network in a folder of this machine may be named in another one.
+        layer: likewise.
+        image_size: edge in pixels of the images, likewise.
+        weights: see `Backbone`. Those of the built-in backbone come with the package.
+        device: where the model runs.
+
+    Raises:
+        ArgumentError: nobody names a backbone, or what is said contradicts `spec`.
+        FeatureShapeError: the backbone gives other maps than `spec` describes.
+        FeatInvError: the model or its weights cannot be had, or are not those that `spec` names; see `Backbone`.
+    """
+    if isinstance(spec, str):
+        asked = FeatureSpec(channels=1, backbone=spec, layer=layer, input_size=image_size)  # the model says the rest
+        weights = small_backbones.WEIGHTS.get(spec) if weights is None else weights
+        return Backbone(asked, weights=weights, device=device, run_code=True)
+    named = named_spec(spec, backbone=backbone, layer=layer, image_size=image_size)
+    assert named.backbone is not None
+    if weights is None and named.weights_sha256 is not None:
+        weights = small_backbones.WEIGHTS.get(named.backbone)
+    opened = Backbone(named, weights=weights, device=device, run_code=backbone is not None)
+    stated, found = ((one.channels, one.height, one.width) for one in (named, opened.spec))
+    if any(edge not in (None, other) for edge, other in zip(stated, found, strict=True)):
+        raise FeatureShapeError(
+            "the backbone gives other maps than the engine takes",
+            given=f"{named.backbone}, layer {named.layer}, at {opened.input_size} pixels: {'x'.join(map(str, found))}",
+            expected="x".join(str(edge or "any") for edge in stated),
+            remedy="name the backbone, layer and size of images that it was trained on; where the engine names them "
+            "itself, export its checkpoint again with the right ones",
+        )
+    return opened
+
+
+def named_spec(
+    stated: FeatureSpec,
+    *,
+    backbone: str | None = None,
+    layer: str | None = None,
+    image_size: int | None = None,
+    owner: str = "engine",
+) -> FeatureSpec:
+    """`stated` with what a user says of its backbone, and with what is known of the official ones.
+
+    Args:
+        stated: what an engine or a checkpoint says.
+        backbone: its name, in full or without the tag after the dot.
+        layer: its layer.
+        image_size: edge in pixels of its images.
+        owner: what `stated` is of, for messages.
+
+    Raises:
+        ArgumentError: nobody names a backbone, or the two contradict one another.
+    """
+    if backbone is None and stated.backbone is None:
+        raise ArgumentError(
+            f"the {owner} does not say which backbone its features come from",
+            given="a layer or a size of images alone" if layer or image_size else "no backbone",
+            expected="the backbone that the checkpoint was trained on",
+            remedy="name it: backbone='convnext_base'",
+            command_remedy="name it: --backbone convnext_base",
+        )
+    name = stated.backbone if backbone is None else _full_name(stated, backbone)
+    if stated.backbone is not None and _are_places(stated.backbone, name):
+        stated = dataclasses.replace(stated, backbone=name)
+    said = {"backbone": name, "layer": layer, "input_size": image_size}
+    spec = completed(stated, said, owner=owner)
+    spec = dataclasses.replace(spec, layer=spec.layer or FINAL)
+    known = official(spec)
+    if known is None or spec.layout is FeatureLayout.POOLED:
+        return spec
+    facts = ("channels", "height", "width", "input_size", *(() if stated.backbone else ("layout",)))
+    return completed(spec, {fact: getattr(known, fact) for fact in facts}, owner=owner)
+
+
+def completed(stated: FeatureSpec, added: Mapping[str, Any], *, owner: str) -> FeatureSpec:
+    """`stated` with what it leaves open taken from `added`, fields by their names; `None` adds nothing.
+
+    Raises:
+        ArgumentError: the two contradict one another.
+    """
+    old = {name: getattr(stated, name) for name in added}
+    differing = [name for name, new in added.items() if None not in (old[name], new) and old[name] != new]
+    if differing:
+        raise ArgumentError(
+            f"what is said of the features contradicts the {owner}",
+            given={name: added[name] for name in differing},
+            expected={name: old[name] for name in differing},
+            remedy=f"leave it out, or take the {owner} that belongs to it",
+            command_remedy="leave out --backbone, --layer, --image-size or --feature-size, or take the "
+            f"{owner} that belongs to them",
+        )
+    return dataclasses.replace(stated, **{name: new for name, new in added.items() if old[name] is None})
+
+
+def _full_name(stated: FeatureSpec, backbone: str) -> str:
+    """The name that `backbone` is short for: the stated one, or that of an official backbone."""
+    for spec in (stated, *KNOWN_BACKBONES):
+        if is_named(spec, backbone):
+            return str(spec.backbone)
+    return backbone
+
+
+def _are_places(*names: str | None) -> bool:
+    """Whether these are folders of this or another machine, where one network may lie; its weights tell which it is."""
+    return all(name is not None and source_of(name).is_place(name) for name in names)
