@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +34,30 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
     """
     # Wider items first keeps every tensor aligned.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    shapes = {name: (tensors[name].dtype, tensors[name].shape) for name in names}
+    stream_safetensors(path, shapes, (tensors[name] for name in names), metadata)
+
+
+def stream_safetensors(
+    path: Path,
+    shapes: Mapping[str, tuple[torch.dtype, Sequence[int]]],
+    parts: Iterable[Tensor],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write tensors of these types and shapes, of which `parts` are the values in order, in pieces of any size."""
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     position = 0
-    for name in names:
-        tensor = tensors[name]
-        end = position + tensor.numel() * ITEM_BYTES[DTYPES[tensor.dtype]]
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [position, end]}
+    for name, (dtype, shape) in shapes.items():
+        end = position + math.prod(shape) * ITEM_BYTES[DTYPES[dtype]]
+        header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [position, end]}
         position = end
     encoded = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
     with path.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for name in names:
-            file.write(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        for part in parts:
+            position -= file.write(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        assert position == 0, "the parts fill the shapes"
         file.flush()
         os.fsync(file.fileno())
 

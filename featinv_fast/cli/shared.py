@@ -90,8 +90,13 @@ def _kernels(text: str) -> str | dict[str, str]:
 
 
 def add_backbone_options(parser: argparse.ArgumentParser) -> None:
-    """Options on the network whose features are inverted."""
+    """Options on the network whose features are inverted, and on the images that it sees."""
     add_network_options(parser, "where the engine does not say")
+    add_reading_options(parser)
+
+
+def add_reading_options(parser: argparse._ActionsContainer) -> None:
+    """The choices in reading images, see `image_reading`."""
     parser.add_argument(
         "--background", type=_colour, metavar="R,G,B", help="what transparent pixels show; default 255,255,255"
     )

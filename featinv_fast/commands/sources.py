@@ -23,6 +23,8 @@ from featinv_fast.features import (
     load_features,
     normalise,
     read_image,
+    require_same_features,
+    stated_spec,
 )
 from featinv_fast.jobs.names import readable
 
@@ -82,11 +84,14 @@ class MapsInFile:
         layout: of the maps, where their shape does not tell.
 
     Raises:
-        FeatInvError: the file cannot be read, or holds something else.
+        FeatInvError: the file cannot be read, holds something else, or says that its maps are others.
     """
 
     def __init__(self, path: Path, spec: FeatureSpec, layout: str | None) -> None:
         maps: Any = load_features(path)
+        if (stated := stated_spec(path)) is not None:
+            require_same_features(stated, spec, owner=str(path), taker="the engine")
+            layout = stated.layout if layout is None else layout
         self._layout: FeatureLayout | str | None = layout
         if maps.ndim != 4:
             maps, self._layout = normalise(maps, spec, layout=layout), FeatureLayout.NCHW

@@ -9,9 +9,9 @@ from featinv_fast.features.images import center_crop, read_image, to_rgb
 from featinv_fast.features.known import KNOWN_BACKBONES, known_spec, official
 from featinv_fast.features.layouts import normalise
 from featinv_fast.features.normalisation import BackboneNormalisationWarning
-from featinv_fast.features.opening import completed, named_spec, open_backbone
+from featinv_fast.features.opening import completed, named_spec, open_backbone, require_same_features
 from featinv_fast.features.places import items_at, place_of
-from featinv_fast.features.stored import StoredFeatures
+from featinv_fast.features.stored import StoredFeatures, stated_spec
 from featinv_fast.features.weights import weights_sha256
 
 __all__ = [
@@ -37,6 +37,8 @@ __all__ = [
     "open_backbone",
     "place_of",
     "read_image",
+    "require_same_features",
+    "stated_spec",
     "to_rgb",
     "weights_sha256",
 ]

@@ -167,10 +167,24 @@ class Backbone:
     def _arranged(self, given: Tensor) -> Tensor:
         return given.permute(0, 2, 3, 1) if self._turned else given
 
+    @neutral_torch_state()
+    def layers(self) -> dict[str, tuple[int, ...]]:
+        """Every layer that the network has -> the shape of what it gives of one image, without the batch.
+
+        First "final" and the stages, where the library counts some, then modules in the order in which they run.
+        """
+        counted = list(self.network.counted)
+        maps, _ = self.network.read(self._random_image(), counted) if counted else ([], None)
+        found = {layer: tuple(one.shape[1:]) for layer, one in zip(counted, maps, strict=True)}
+        return found | {seen.path: seen.shape[1:] for seen in self.network.seen if seen.gives_map and seen.path}
+
+    def _random_image(self) -> Tensor:
+        size, generator = self.input_size, torch.Generator("cpu").manual_seed(0)
+        return torch.randn(1, 3, size, size, generator=generator, dtype=torch.float32, device="cpu").to(self.device)
+
     def _measured(self) -> MapForm:
         """The form of the map, by looking at a random image."""
-        size, generator = self.input_size, torch.Generator("cpu").manual_seed(0)
-        pixels = torch.randn(1, 3, size, size, generator=generator, dtype=torch.float32, device="cpu").to(self.device)
+        size, pixels = self.input_size, self._random_image()
         try:
             self.network.look(pixels)
         except (FeatInvError, torch.OutOfMemoryError):

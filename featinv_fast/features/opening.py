@@ -104,6 +104,37 @@ def named_spec(
     return completed(spec, {fact: getattr(known, fact) for fact in facts}, owner=owner)
 
 
+def require_same_features(given: FeatureSpec, expected: FeatureSpec, *, owner: str, taker: str) -> None:
+    """Refuse maps of another network, layer, size or preprocessing than those that are taken.
+
+    Args:
+        given: what is said of the maps; what it leaves open is not compared.
+        expected: what is taken, likewise.
+        owner: what has the maps, for messages.
+        taker: what takes them.
+
+    Raises:
+        ArgumentError: they are others.
+    """
+    compared = [
+        "layer", "input_size", "mean", "std", "weights_sha256", "channels", "height", "width", "prefix_tokens"
+    ]  # fmt: skip
+    alike = given.backbone is not None and (
+        is_named(expected, given.backbone) or _are_places(given.backbone, expected.backbone)
+    )
+    pairs = {name: (getattr(given, name), getattr(expected, name)) for name in compared}
+    if not alike:
+        pairs = {"backbone": (given.backbone, expected.backbone), **pairs}
+    differing = {name: pair for name, pair in pairs.items() if None not in pair and pair[0] != pair[1]}
+    if differing:
+        raise ArgumentError(
+            f"the maps of {owner} are others than {taker} takes",
+            given={name: one for name, (one, _) in differing.items()},
+            expected={name: other for name, (_, other) in differing.items()},
+            remedy=f"make the maps as {taker} takes them: `featinv features` with this backbone, layer and size",
+        )
+
+
 def completed(stated: FeatureSpec, added: Mapping[str, Any], *, owner: str) -> FeatureSpec:
     """`stated` with what it leaves open taken from `added`, fields by their names; `None` adds nothing.
 

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from featinv_fast.errors import UnreadableFileError
+from featinv_fast.config import FeatureSpec, from_dict
+from featinv_fast.errors import FeatInvError, UnreadableFileError
 from featinv_fast.features.arrays import to_float_tensor
 from featinv_fast.features.files import chosen_tensor, load_features
 
-IDS = "featinv.ids"  # in the metadata of .safetensors: a JSON list
+# In the metadata of .safetensors: a JSON list, and the JSON form of a `FeatureSpec`.
+IDS, SPEC = "featinv.ids", "featinv.features"
 IDS_SUFFIX = ".ids"  # of a text file beside any other file: an id a line
 
 
@@ -26,6 +28,7 @@ class StoredFeatures:
     Attributes:
         path: of the file.
         shape: of the array.
+        spec: what the maps are, where a `.safetensors` file says it in its metadata as "featinv.features".
         ids: of the items: a JSON list under "featinv.ids" in the metadata of a `.safetensors` file, or the lines of a
             text file beside it of the same name, ending in `.ids`; None where there are none.
 
@@ -36,10 +39,10 @@ class StoredFeatures:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        ids = None
+        ids = self.spec = None
         if self.path.suffix.lower() == ".safetensors":
             self._array, metadata = chosen_tensor(self.path)
-            ids = _parsed(metadata.get(IDS), self.path)
+            ids, self.spec = _parsed(metadata.get(IDS), self.path), _parsed_spec(metadata.get(SPEC), self.path)
         else:
             self._array = load_features(self.path)
         shape = self._array.get_shape() if hasattr(self._array, "get_shape") else self._array.shape
@@ -77,3 +80,28 @@ def _parsed(text: str | None, path: Path) -> tuple[str, ...] | None:
             remedy="write the file again",
         )
     return tuple(ids)
+
+
+def stated_spec(path: str | Path) -> FeatureSpec | None:
+    """What a feature file says of its maps; None where it says nothing.
+
+    Raises:
+        FeatInvError: it cannot be read.
+    """
+    if Path(path).suffix.lower() != ".safetensors":
+        return None
+    return _parsed_spec(chosen_tensor(path)[1].get(SPEC), Path(path))
+
+
+def _parsed_spec(text: str | None, path: Path) -> FeatureSpec | None:
+    if text is None:
+        return None
+    try:
+        return from_dict(FeatureSpec, json.loads(text))
+    except (FeatInvError, ValueError, RecursionError) as error:
+        raise UnreadableFileError(
+            "what this feature file says of its maps cannot be read",
+            given=f"{path}, {SPEC} in its metadata: {str(error)[:300]}",
+            expected="what `featinv features --out` writes there",
+            remedy="write the file again",
+        ) from error

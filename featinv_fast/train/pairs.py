@@ -11,7 +11,7 @@ from torch import Tensor
 
 from featinv_fast.config import FeatureLayout, FeatureSpec
 from featinv_fast.errors import ConfigError
-from featinv_fast.features import StoredFeatures, normalise
+from featinv_fast.features import StoredFeatures, normalise, require_same_features
 from featinv_fast.train.data import Data, ImageFolder, batch_of
 from featinv_fast.train.extractor import Extractor
 from featinv_fast.train.settings import FeaturesConfig
@@ -48,6 +48,10 @@ class Pairs:
             self._names = tuple(map(str, range(len(data))))
         self._require_same_items()
         self.spec = _described(self._stored, config) if extractor is None else extractor.spec
+        if extractor is not None and self._stored.spec is not None:
+            require_same_features(
+                self._stored.spec, extractor.spec, owner=str(self._stored.path), taker="the recipe's backbone"
+            )
         self.maps(np.zeros(1, dtype=np.int64))  # says what is wrong with the shape
         if extractor is not None:
             self._require_own_maps(data, extractor)
@@ -99,9 +103,28 @@ class Pairs:
 
 
 def _described(stored: StoredFeatures, config: FeaturesConfig) -> FeatureSpec:
-    """What the file's shape says of its maps."""
+    """What the file says of its maps, or its shape."""
+    if stored.spec is not None:
+        if config.layout not in (None, stored.spec.layout) or config.prefix_tokens not in (
+            None,
+            stored.spec.prefix_tokens,
+        ):
+            raise ConfigError(
+                "the feature file says that it is laid out otherwise",
+                given=f"features.layout = '{config.layout}', prefix_tokens = {config.prefix_tokens}",
+                expected=f"{stored.path}: '{stored.spec.layout}', prefix_tokens = {stored.spec.prefix_tokens}",
+                remedy="leave features.layout and prefix_tokens out",
+            )
+        return stored.spec
     prefix = None
     match config.layout, stored.shape[1:]:
+        case None, _:
+            raise ConfigError(
+                "nothing says how the feature file is laid out",
+                given=f"{stored.path} without a backbone",
+                expected=f"features.layout = one of {', '.join(FeatureLayout)}",
+                remedy="state features.layout, or name the backbone",
+            )
         case FeatureLayout.NCHW, (channels, height, width):
             pass
         case FeatureLayout.NHWC, (height, width, channels):

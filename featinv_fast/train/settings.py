@@ -235,8 +235,8 @@ class FeaturesConfig:
 
     Attributes:
         file: `.npy` or `.safetensors`, of which rows are read as they are needed, or `.npz`.
-        layout: of the file, where no backbone says it.
-        prefix_tokens: of tokens: how many come before those of the positions, where no backbone says it; None is one.
+        layout: of the file, where neither it nor a backbone says it.
+        prefix_tokens: of tokens: how many come before those of the positions, likewise; None is one.
     """
 
     file: str
@@ -423,13 +423,6 @@ class FeatureRecipe(Recipe):
             )
         if self.features is None:
             return
-        if self.backbone is None and self.features.layout is None:
-            raise ConfigError(
-                "nothing says how the feature file is laid out",
-                given=f"{self.features.file} without a backbone",
-                expected=f"features.layout = one of {', '.join(FeatureLayout)}",
-                remedy="state features.layout, or name the backbone",
-            )
         if self.data.source != SCENES and self.data.crop is Crop.RANDOM:
             raise ConfigError(
                 "features made elsewhere know nothing of random crops",
