@@ -23,7 +23,9 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
     add_network_options(parser, "the vision model", required=True)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--layers", action="store_true", default=None, help="list every layer that the model has, with its shape")
+    parser.add_argument(
+        "--layers", action="store_true", default=None, help="list every layer of the model, with its shape"
+    )
     parser.add_argument("--json", action="store_true", default=None, help="machine-readable")
     group = parser.add_argument_group("writing maps")
     group.add_argument("--images", type=Path, metavar="DIR", help="images to look at: a folder, or one")
