@@ -27,12 +27,12 @@ from featinv_export.options import ExportOptions
 from featinv_fast.checkpoints.infer import infer_config
 from featinv_fast.checkpoints.ldm import LAYOUT as LDM
 from featinv_fast.checkpoints.recipe import Recipe
-from featinv_fast.config import AutoencoderConfig, ModelConfig, Precision, to_dict
+from featinv_fast.config import AutoencoderConfig, FeatureSpec, ModelConfig, Precision, to_dict
 from featinv_fast.demo import builtin
 from featinv_fast.engine import open_engine, staging
 from featinv_fast.engine.trust import CACHE_VARIABLE
 from featinv_fast.errors import EngineExistsError, EngineLockedError
-from featinv_fast.features import small_backbones
+from featinv_fast.features import Backbone, small_backbones
 from featinv_fast.models import FeatInv
 
 sys.path.insert(0, str(Path(__file__).parent / "tools"))  # for separate_packages
@@ -312,17 +312,22 @@ def stand_ins(
 ) -> Path:
     """A folder like the built-in engine's, with random weights and images of 16 pixels. Do not change it."""
     folder = tmp_path_factory.mktemp("built_in") / "engine"
-    config = dataclasses.replace(tiny_config, feature_channels=256)
-    features = {"backbone": "featinv_convnext", "layer": "final", "feature_shape": "256x4x4", "input_size": "64"}
-    for name, sampler, steps in (("teacher", "ddim", "5"), ("student", "lcm", "2")):
-        metadata = {**features, "layout": "nchw", "sampler": sampler, "steps": steps, "guidance_scale": "1.0"}
-        shutil.copytree(make_engine(config, metadata, name=f"scenes, {name}"), folder / name)
+    folder.mkdir()
     small_backbones.register()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        backbone = timm.create_model("featinv_convnext", num_classes=20)
-    halves = {name: tensor.half() for name, tensor in backbone.state_dict().items()}
+        drawn = timm.create_model("featinv_convnext", num_classes=20)
+    halves = {name: tensor.half() for name, tensor in drawn.state_dict().items()}
     save_file(halves, folder / "backbone.safetensors")
+    asked = FeatureSpec(channels=256, backbone="featinv_convnext", layer="final", input_size=64)
+    backbone = Backbone(asked, weights=folder / "backbone.safetensors")
+
+    config = dataclasses.replace(tiny_config, feature_channels=256)
+    features = {"backbone": "featinv_convnext", "layer": "final", "feature_shape": "256x4x4", "input_size": "64"}
+    features |= {"layout": "nchw", "weights_sha256": backbone.weights_sha256}
+    for name, sampler, steps in (("teacher", "ddim", "5"), ("student", "lcm", "2")):
+        metadata = {**features, "sampler": sampler, "steps": steps, "guidance_scale": "1.0"}
+        shutil.copytree(make_engine(config, metadata, name=f"scenes, {name}"), folder / name)
     (folder / "results.json").write_text('{"scenes": 512}')
     return folder
 
