@@ -441,7 +441,7 @@ def test_an_export_with_plans(simulation, tiny_engine, tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["--ckpt", "x", "--workspace", "64"], "without plans"),
-        (["--from-onnx", "x"], "without plans"),
+        (["--from-onnx", "x"], "nothing to make of the engine"),
         (["--from-onnx", "x", "--trt", "--onnx"], "no effect with --from-onnx"),
         (["--from-onnx", "x", "--trt", "--steps", "4"], "no effect with --from-onnx"),
         (["--ckpt", "x", "--trt", "--opt-level", "9"], "0 to 5"),
