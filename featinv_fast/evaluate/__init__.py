@@ -1,5 +1,6 @@
 """Evaluation: feature cosine, class match and Frechet distances of reconstructions (arXiv 2505.21032)."""
 
+from featinv_fast.evaluate.bootstrap import interval
 from featinv_fast.evaluate.ceiling import autoencoder_of
 from featinv_fast.evaluate.classifier import Classifier, Pooled
 from featinv_fast.evaluate.feature_spaces import WORLD_DISTANCE, InceptionFeatures, PooledFeatures
@@ -12,6 +13,7 @@ from featinv_fast.evaluate.frechet import (
 )
 from featinv_fast.evaluate.html_page import html_page
 from featinv_fast.evaluate.inputs import Example, Inverter
+from featinv_fast.evaluate.measures import MEASURES, Measure, Pairs
 from featinv_fast.evaluate.metrics import CosineSummary, FeatureCosine, TopKMatch
 from featinv_fast.evaluate.pages import Panel, contact_sheet, picture_page
 from featinv_fast.evaluate.plots import quality_plot
@@ -21,6 +23,7 @@ from featinv_fast.evaluate.tables import group_cells, markdown, note_lines, summ
 from featinv_fast.samplers import Setting
 
 __all__ = [
+    "MEASURES",
     "WORLD_DISTANCE",
     "Classifier",
     "CosineSummary",
@@ -36,6 +39,8 @@ __all__ = [
     "Inverter",
     "Item",
     "Kind",
+    "Measure",
+    "Pairs",
     "Panel",
     "Picture",
     "Pooled",
@@ -50,6 +55,7 @@ __all__ = [
     "frechet_distance",
     "group_cells",
     "html_page",
+    "interval",
     "markdown",
     "note_lines",
     "picture_page",

@@ -1,0 +1,43 @@
+"""Structural similarity (Wang, Bovik, Sheikh and Simoncelli 2004), with the paper's Gaussian window."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from featinv_fast.evaluate.measures.base import Measure, Pairs
+
+WINDOW, SIGMA = 11, 1.5
+K1, K2, RANGE = 0.01, 0.03, 255
+
+
+def ssim(originals: Tensor, reconstructions: Tensor) -> Tensor:
+    """The mean over colours and over the places of the whole window, of each pair of images uint8 [B, H, W, 3].
+
+    NaN for images smaller than the window of 11 pixels.
+    """
+    x, y = (images.permute(0, 3, 1, 2).double() for images in (originals, reconstructions))
+    if min(x.shape[2:]) < WINDOW:
+        return x.new_full((len(x),), torch.nan)
+    mean_x, mean_y, xx, yy, xy = (_blurred(values) for values in (x, y, x * x, y * y, x * y))
+    c1, c2 = (K1 * RANGE) ** 2, (K2 * RANGE) ** 2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    structure = (2 * (xy - mean_x * mean_y) + c2) / (xx - mean_x**2 + yy - mean_y**2 + c2)
+    return (luminance * structure).flatten(1).mean(dim=1)
+
+
+def _blurred(images: Tensor) -> Tensor:
+    """[B, 3, H, W] -> [B, 3, H - 10, W - 10]."""
+    offsets = torch.arange(WINDOW, dtype=images.dtype, device=images.device) - WINDOW // 2
+    weights = torch.exp(-(offsets**2) / (2 * SIGMA**2))
+    window = (weights / weights.sum()).expand(images.shape[1], 1, 1, WINDOW)
+    rows = F.conv2d(images, window, groups=images.shape[1])
+    return F.conv2d(rows, window.mT, groups=images.shape[1])
+
+
+def _compute(pairs: Pairs) -> Tensor | None:
+    return None if pairs.images is None else ssim(*pairs.images)
+
+
+SSIM = Measure(name="ssim", title="SSIM", form=".4f", compute=_compute)
