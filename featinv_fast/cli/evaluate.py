@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
     )
     engine = _engine(options, settings)
     from featinv_fast.commands.evaluate import evaluate_folder
-    from featinv_fast.evaluate import group_cells, markdown, note_lines, summary_cells
+    from featinv_fast.evaluate import FIGURES_TITLE, figure_cells, group_cells, markdown, note_lines, summary_cells
 
     tell_builtin(options, engine)
     report, unreadable = evaluate_folder(open_runtime(options, engine), evaluate_options)
@@ -97,6 +97,7 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(report.to_dict(), indent=2))
     else:
         print(markdown(summary_cells(report.rows)))
+        print(f"\n{FIGURES_TITLE}\n{markdown(figure_cells(report.rows))}")
         groups = group_cells(report.rows)
         if len(groups) > 1:
             print(f"\nmean cosine / top-1 match\n{markdown(groups)}")

@@ -13,16 +13,17 @@ from featinv_fast.evaluate.frechet import (
 )
 from featinv_fast.evaluate.html_page import html_page
 from featinv_fast.evaluate.inputs import Example, Inverter
-from featinv_fast.evaluate.measures import MEASURES, Measure, Pairs
+from featinv_fast.evaluate.measures import MEASURES, Measure, Seen
 from featinv_fast.evaluate.metrics import CosineSummary, FeatureCosine, TopKMatch
 from featinv_fast.evaluate.pages import Panel, contact_sheet, picture_page
 from featinv_fast.evaluate.plots import quality_plot
 from featinv_fast.evaluate.reconstruct import EvaluationInterrupted, evaluate
-from featinv_fast.evaluate.report import Distance, Item, Kind, Picture, Report, Row
-from featinv_fast.evaluate.tables import group_cells, markdown, note_lines, summary_cells
+from featinv_fast.evaluate.report import Distance, Figure, Item, Kind, Picture, Report, Row
+from featinv_fast.evaluate.tables import FIGURES_TITLE, figure_cells, group_cells, markdown, note_lines, summary_cells
 from featinv_fast.samplers import Setting
 
 __all__ = [
+    "FIGURES_TITLE",
     "MEASURES",
     "WORLD_DISTANCE",
     "Classifier",
@@ -33,6 +34,7 @@ __all__ = [
     "FeatureCosine",
     "FeatureSpace",
     "FewSamplesWarning",
+    "Figure",
     "FrechetDistance",
     "GaussianMoments",
     "InceptionFeatures",
@@ -40,18 +42,19 @@ __all__ = [
     "Item",
     "Kind",
     "Measure",
-    "Pairs",
     "Panel",
     "Picture",
     "Pooled",
     "PooledFeatures",
     "Report",
     "Row",
+    "Seen",
     "Setting",
     "TopKMatch",
     "autoencoder_of",
     "contact_sheet",
     "evaluate",
+    "figure_cells",
     "frechet_distance",
     "group_cells",
     "html_page",

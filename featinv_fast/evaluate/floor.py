@@ -6,14 +6,14 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from featinv_fast.evaluate.inputs import Example
+from featinv_fast.evaluate.measures import Seen
 from featinv_fast.evaluate.report import Kind
-from featinv_fast.evaluate.series import Seen, Series
+from featinv_fast.evaluate.series import Series
 
-# Originals that are kept until the end to be compared with each other: at most so many, and so many bytes of maps.
+# Originals that are kept until the end to be compared with each other: at most so many, and so many bytes of them.
 KEPT = 2048
 KEPT_BYTES = 2**28
 
@@ -22,13 +22,12 @@ _COMPARED = 64  # pairs at once
 
 @dataclasses.dataclass(frozen=True)
 class _Original:
-    """A kept original: its place in the circle of partners, what is known of its class, and what the judge sees."""
+    """A kept original: its place in the circle of partners, what is known of its class, and what is seen (one row)."""
 
     key: bytes
     name: str
     label: str | None
-    maps: Tensor  # [C, H, W]
-    logits: Tensor | None  # [K]
+    seen: Seen
 
     @property
     def order(self) -> tuple[bytes, str]:
@@ -51,17 +50,15 @@ class Floor:
         self._kept: list[_Original] = []
         self._count = 0
 
-    def add(self, examples: Sequence[Example], crops: Tensor, seen: Seen) -> None:
-        """Take note of a batch of originals: their pixels uint8 [B, s, s, 3], and what the judge sees in them."""
-        maps = seen.maps.cpu()
-        logits = [None] * len(examples) if seen.logits is None else list(seen.logits.cpu())
+    def add(self, examples: Sequence[Example], seen: Seen) -> None:
+        """Take note of a batch of originals."""
         self._count += len(examples)
         self._kept += [
-            _Original(self._key(pixels), example.name, example.label, maps[row].clone(), logits[row])
-            for row, (example, pixels) in enumerate(zip(examples, crops, strict=True))
+            _Original(self._key(seen.images[row]), example.name, example.label, seen.kept(row))
+            for row, example in enumerate(examples)
         ]
         self._kept.sort(key=lambda original: original.order)
-        del self._kept[max(2, min(KEPT, KEPT_BYTES // max(1, maps[0].nbytes))) :]
+        del self._kept[max(2, min(KEPT, KEPT_BYTES // max(1, self._kept[0].seen.nbytes))) :]
 
     def compare(self) -> tuple[Series, str]:
         """The scores of the pairs, none where there are no pairs, and how they were chosen or why there are none."""
@@ -74,7 +71,8 @@ class Floor:
         pairs = list(zip(self._kept, (self._kept[place] for place in chosen), strict=True))
         for start in range(0, len(pairs), _COMPARED):
             originals, others = zip(*pairs[start : start + _COMPARED], strict=True)
-            series.add([""] * len(originals), _stacked(originals), _stacked(others))
+            seen, by = (Seen.joined([one.seen for one in part]) for part in (originals, others))
+            series.add([""] * len(originals), range(start, start + len(originals)), seen, by)
         return series, (
             f"each original compared with another one of another class by {source}, chosen by seed {self._seed}; "
             f"{len(pairs)} of {self._count} originals"
@@ -88,7 +86,7 @@ class Floor:
         labels = [original.label for original in self._kept if original.label is not None]
         if labels and len(labels) == len(self._kept):
             return [*labels], "their labels"
-        logits = [original.logits for original in self._kept if original.logits is not None]
+        logits = [original.seen.logits for original in self._kept if original.seen.logits is not None]
         return [int(one.argmax()) for one in logits], "the judging backbone"
 
 
@@ -106,8 +104,3 @@ def partners(classes: Sequence[str | int]) -> list[int]:
             partner = following
         found[here] = partner
     return found
-
-
-def _stacked(originals: Sequence[_Original]) -> Seen:
-    logits = [original.logits for original in originals if original.logits is not None]
-    return Seen(torch.stack([original.maps for original in originals]), torch.stack(logits) if logits else None)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from featinv_fast.evaluate.pages import caption, shown
 from featinv_fast.evaluate.report import Picture, Report
-from featinv_fast.evaluate.tables import group_cells, note_lines, summary_cells
+from featinv_fast.evaluate.tables import FIGURES_TITLE, figure_cells, group_cells, note_lines, summary_cells
 from featinv_fast.jobs.names import readable
 
 STYLE = """
@@ -37,6 +37,9 @@ def html_page(report: Report, *, plot: Image.Image | None = None) -> str:
         _table(summary_cells(report.rows)),
         *(f"<p>{_text(line)}</p>" for line in note_lines(report.notes)),
     ]
+    figures = figure_cells(report.rows)
+    if len(figures) > 1:
+        parts += [f"<h2>{_text(FIGURES_TITLE)}</h2>", _table(figures)]
     if plot is not None:
         parts.append(f'<img alt="quality against steps and time" style="max-width:100%" src="{_inline(plot)}">')
     groups = group_cells(report.rows)

@@ -11,10 +11,11 @@ import statistics
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from featinv_fast.errors import ArgumentError
+from featinv_fast.evaluate.measures.class_match import places
+from featinv_fast.evaluate.measures.cosine import location_cosines
 
 # Cosines of all locations are counted in cells of this many to a unit: quantiles are exact to half a cell, and a
 # million maps of 72 x 72 locations need no more memory than one.
@@ -68,7 +69,7 @@ class FeatureCosine:
                 expected="two batches [B, C, H, W] of one shape, B at least 1",
                 remedy="compute both with the same backbone and layer",
             )
-        cosines = F.cosine_similarity(originals.double(), reconstructions.double(), dim=1).flatten(1).cpu()  # [B, H*W]
+        cosines = location_cosines(originals, reconstructions).cpu()  # [B, H*W]
         if not bool(torch.isfinite(cosines).all()):
             raise ArgumentError(
                 "a feature map to compare holds NaN or infinite values",
@@ -150,15 +151,11 @@ class TopKMatch:
                 remedy="leave these rows out",
             )
         self._same_classes(originals.shape[1])
-        top = originals.argmax(dim=1, keepdim=True)
-        logit = reconstructions.gather(1, top)
-        number = torch.arange(originals.shape[1], device=top.device)
-        ahead = (reconstructions > logit) | ((reconstructions == logit) & (number < top))
-        places: list[int] = ahead.sum(dim=1).tolist()
-        self._images += len(places)
+        found: list[int] = places(reconstructions, originals.argmax(dim=1)).tolist()
+        self._images += len(found)
         for k in self._hits:
-            self._hits[k] += sum(place < k for place in places)
-        return places
+            self._hits[k] += sum(place < k for place in found)
+        return found
 
     def merge(self, other: TopKMatch) -> None:
         """Add everything that `other` has seen."""

@@ -19,9 +19,10 @@ from featinv_fast.evaluate.classifier import Classifier, comparable_maps
 from featinv_fast.evaluate.floor import Floor
 from featinv_fast.evaluate.frechet import FeatureSpace, FrechetDistance
 from featinv_fast.evaluate.inputs import Example, Inverter, batches
+from featinv_fast.evaluate.measures import Seen
 from featinv_fast.evaluate.report import Item, Kind, Picture, Report
 from featinv_fast.evaluate.rows import ORIGINALS, make_rows
-from featinv_fast.evaluate.series import Seen, Series
+from featinv_fast.evaluate.series import Outcome, Series
 from featinv_fast.features import center_crop, items_at
 from featinv_fast.samplers import Setting
 from featinv_kernels import to_uint8
@@ -115,14 +116,21 @@ def evaluate(
 
 @dataclasses.dataclass(frozen=True)
 class _Originals:
-    """A batch of originals with all that reconstructions are compared with."""
+    """A batch of originals with all that reconstructions are compared with.
+
+    Attributes:
+        examples: these, as they were given.
+        seeds: of their reconstructions.
+        features: what the engine is given, in the backbone's layout.
+        seen: the originals, as large as the engine's images.
+        pictures: row -> the picture to fill, where it is wanted.
+    """
 
     examples: Sequence[Example]
     seeds: Sequence[int]
-    features: Tensor  # in the backbone's layout
-    crops: Tensor  # uint8 [B, s, s, 3]
+    features: Tensor
     seen: Seen
-    pictures: Mapping[int, Picture]  # row -> the picture to fill, where it is wanted
+    pictures: Mapping[int, Picture]
 
 
 class _Evaluation:
@@ -160,7 +168,7 @@ class _Evaluation:
         """Evaluate one batch."""
         originals = self._look_at(examples)
         if self._autoencoder is not None:
-            pixels = originals.crops.permute(0, 3, 1, 2).float() / 127.5 - 1.0  # [B, 3, s, s]
+            pixels = originals.seen.images.permute(0, 3, 1, 2).float() / 127.5 - 1.0  # [B, 3, s, s]
             self._compare(self._ceiling, originals, to_uint8(self._autoencoder(pixels)).cpu(), errors={})
         for setting, series in self._settings:
             started = self._clock()
@@ -179,8 +187,8 @@ class _Evaluation:
                 self._refuse_twins()
             self._compare(series, originals, torch.from_numpy(inversion.images), inversion.errors)
         for distance in self._distances:
-            distance.update(ORIGINALS, originals.crops)
-        self._floor.add(examples, originals.crops, originals.seen)
+            distance.update(ORIGINALS, originals.seen.images)
+        self._floor.add(examples, originals.seen)
         self.count += len(examples)
 
     def report(self) -> Report:
@@ -200,27 +208,28 @@ class _Evaluation:
     def _look_at(self, examples: Sequence[Example]) -> _Originals:
         images = [example.image for example in examples if isinstance(example.image, Image.Image)]
         features, logits = self._backbone.features_and_logits(self._backbone.preprocess(images))
-        if self._judge is self._backbone:
-            seen = Seen(comparable_maps(features, self._backbone.spec), logits)
-        else:
-            seen = self._judged(images)
         size = (self._image_size, self._image_size)
         crops = [
             center_crop(image, self._backbone.input_size).resize(size, Image.Resampling.BILINEAR) for image in images
         ]
+        pixels = torch.from_numpy(np.stack([np.asarray(crop) for crop in crops]))
+        if self._judge is self._backbone:
+            seen = Seen(images=pixels, maps=comparable_maps(features, self._backbone.spec), logits=logits)
+        else:
+            seen = self._judged(images, pixels)
         first = self._seed + self.count
         return _Originals(
             examples=examples,
             seeds=range(first, first + len(images)),
             features=features,
-            crops=torch.from_numpy(np.stack([np.asarray(crop) for crop in crops])),
             seen=seen,
             pictures=self._wanted_pictures(examples, crops),
         )
 
-    def _judged(self, images: Sequence[Image.Image]) -> Seen:
+    def _judged(self, images: Sequence[Image.Image], pixels: Tensor) -> Seen:
+        """What the judge sees in images, of which `pixels` [B, s, s, 3] are compared as such."""
         features, logits = self._judge.features_and_logits(self._judge.preprocess(images))
-        return Seen(comparable_maps(features, self._judge.spec), logits)
+        return Seen(images=pixels, maps=comparable_maps(features, self._judge.spec), logits=logits)
 
     def _wanted_pictures(self, examples: Sequence[Example], crops: Sequence[Image.Image]) -> dict[int, Picture]:
         kept = Counter(picture.group for picture in self._pictures)
@@ -239,17 +248,18 @@ class _Evaluation:
         label, examples = series.label, originals.examples
         good = [row for row in range(len(examples)) if row not in errors]
         reconstructions = {row: Image.fromarray(images[row].numpy()) for row in good}
-        outcomes: dict[int, tuple[float, int | None]] = {}
+        outcomes: dict[int, Outcome] = {}
         if good:
             groups = [examples[row].group for row in good]
-            seen = self._judged(list(reconstructions.values()))
-            outcomes = dict(zip(good, series.add(groups, originals.seen[good], seen), strict=True))
+            seen = self._judged(list(reconstructions.values()), images[good])
+            numbers = [self.count + row for row in good]
+            outcomes = dict(zip(good, series.add(groups, numbers, originals.seen[good], seen), strict=True))
             for distance in self._distances:
                 distance.update(label, images[good])
         for row in errors:
             series.groups[examples[row].group].failed += 1
         for row, example in enumerate(examples):
-            cosine, place = outcomes.get(row, (None, None))
+            outcome = outcomes.get(row, Outcome())
             error = str(errors[row]) if row in errors else None
             self._items.append(
                 Item(
@@ -257,13 +267,14 @@ class _Evaluation:
                     name=example.name,
                     group=example.group,
                     seed=originals.seeds[row],
-                    cosine=cosine,
-                    place=place,
+                    cosine=outcome.cosine,
+                    place=outcome.place,
                     error=error,
+                    figures=outcome.figures,
                 )
             )
             if row in originals.pictures:
-                originals.pictures[row].reconstructions[label] = (reconstructions.get(row), cosine)
+                originals.pictures[row].reconstructions[label] = (reconstructions.get(row), outcome.cosine)
 
     def _refuse_twins(self) -> None:
         labels = Counter(series.label for _, series in self._settings if series.flags is not None)

@@ -37,6 +37,23 @@ class Distance:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Figure:
+    """The mean of a measure with its 95 % confidence interval (see `interval`).
+
+    Attributes:
+        mean: over originals, of each the mean over its reconstructions.
+        low: end of the interval.
+        high: the other end.
+        originals: how many; resamples are drawn from them.
+    """
+
+    mean: float
+    low: float
+    high: float
+    originals: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
     """The figures of one setting, over all images or one group of them. It needs no other row to be read.
 
@@ -59,6 +76,7 @@ class Row:
         distances: name -> Frechet distance between originals and reconstructions.
         created: UTC, ISO 8601.
         versions: package -> version.
+        figures: name of a measure, see `MEASURES`, -> its mean; without those that nothing is known of.
     """
 
     label: str
@@ -85,6 +103,7 @@ class Row:
     distances: dict[str, Distance]
     created: str
     versions: dict[str, str]
+    figures: dict[str, Figure] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,6 +118,7 @@ class Item:
         cosine: mean over locations; None for a failure.
         place: of the original's top class among the reconstruction's, 0 for a top-1 match.
         error: why the image could not be inverted.
+        figures: name of a measure -> its value, see `MEASURES`.
     """
 
     label: str
@@ -108,6 +128,12 @@ class Item:
     cosine: float | None
     place: int | None
     error: str | None
+    figures: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A flat table row as plain JSON types: each figure by its own name."""
+        fields = to_dict(self)
+        return fields | fields.pop("figures")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -170,6 +196,6 @@ class Report:
         with output_folder(folder) as made, file_errors(made):
             report, items = made / "report.json", made / "images.jsonl"
             report.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-            lines = [json.dumps(to_dict(item), allow_nan=False) + "\n" for item in self.items]
+            lines = [json.dumps(item.to_dict(), allow_nan=False) + "\n" for item in self.items]
             items.write_text("".join(lines), encoding="utf-8")
         return [report, items]

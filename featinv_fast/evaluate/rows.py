@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 import importlib.metadata
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from featinv_fast.config import FeatureSpec
+from featinv_fast.evaluate.bootstrap import interval
 from featinv_fast.evaluate.frechet import FrechetDistance
-from featinv_fast.evaluate.report import Distance, Kind, Row
+from featinv_fast.evaluate.report import Distance, Figure, Kind, Row
 from featinv_fast.evaluate.series import Scores, Series
 
 ORIGINALS = "originals"  # the set of images that Frechet distances are taken to
@@ -66,6 +68,7 @@ def make_rows(
                     seconds_per_image=one.seconds_per_image,
                     **ran,
                     distances=measured if group is None else {},
+                    figures=_figures(one, group, seed),
                     created=created,
                     versions=versions,
                 )
@@ -77,6 +80,21 @@ def _parts(series: Series) -> list[tuple[str | None, Scores]]:
     """All images, then each group; images of a single nameless group are not listed twice."""
     groups = [] if set(series.groups) <= {""} else sorted(series.groups.items())
     return [(None, series.total), *groups]
+
+
+def _figures(series: Series, group: str | None, seed: int) -> dict[str, Figure]:
+    """The means of all measures over originals; resamples draw originals, each with all of its reconstructions."""
+    values: dict[str, dict[int, list[float]]] = {}
+    for its_group, original, figures in series.figures:
+        if group in (None, its_group):
+            for name, value in figures.items():
+                values.setdefault(name, {}).setdefault(original, []).append(value)
+    found = {}
+    for name, by_original in values.items():
+        means = [statistics.fmean(by_original[original]) for original in sorted(by_original)]
+        low, high = interval(means, seed=seed)
+        found[name] = Figure(mean=statistics.fmean(means), low=low, high=high, originals=len(means))
+    return found
 
 
 def _share(scores: Scores, ceiling: Scores | None) -> float | None:

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 
-from torch import Tensor
-
+from featinv_fast.evaluate.measures import MEASURES, Seen
 from featinv_fast.evaluate.metrics import FeatureCosine, TopKMatch
 from featinv_fast.evaluate.report import Kind
 from featinv_fast.runtime import RunFlags
 
 
-@dataclasses.dataclass(frozen=True)
-class Seen:
-    """What the judging backbone sees in images.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What was measured of one reconstruction.
 
     Attributes:
-        maps: [B, C, H, W].
-        logits: [B, K], or None for a backbone without classes.
+        cosine: mean over locations; None for a failure.
+        place: of the original's class among the reconstruction's, see `TopKMatch`.
+        figures: name of a measure -> its value.
     """
 
-    maps: Tensor
-    logits: Tensor | None
-
-    def __getitem__(self, rows: Sequence[int] | slice) -> Seen:
-        return Seen(self.maps[rows], None if self.logits is None else self.logits[rows])
+    cosine: float | None = None
+    place: int | None = None
+    figures: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Scores:
@@ -53,6 +52,7 @@ class Series:
         self.flags: RunFlags | None = None  # what ran, for an engine's series
         self.seconds: list[float] = []  # per image, one entry for each batch
         self.groups: defaultdict[str, Scores] = defaultdict(Scores)
+        self.figures: list[tuple[str, int, dict[str, float]]] = []  # of each reconstruction: group, original, values
 
     @property
     def label(self) -> str:
@@ -62,23 +62,24 @@ class Series:
         guidance = f" g={self.flags.guidance_scale:g}" if self.flags.guidance_scale != 1.0 else ""
         return f"{self.flags.sampler.upper()}-{self.flags.steps}{guidance}"
 
-    def add(self, groups: Sequence[str], originals: Seen, reconstructions: Seen) -> list[tuple[float, int | None]]:
-        """Add pairs; `groups` has the label of each.
-
-        Returns:
-            Each pair's cosine, and the place of the original's class among the reconstruction's (see `TopKMatch`).
-        """
-        outcomes: list[tuple[float, int | None]] = [(0.0, None)] * len(groups)
+    def add(
+        self, groups: Sequence[str], numbers: Sequence[int], originals: Seen, reconstructions: Seen
+    ) -> list[Outcome]:
+        """Add pairs; `groups` has the label of each, `numbers` the number of its original."""
+        cosines: list[float | None] = [None] * len(groups)
+        places: list[int | None] = [None] * len(groups)
         for group in dict.fromkeys(groups):
             rows = [row for row, other in enumerate(groups) if other == group]
             of, by, scores = originals[rows], reconstructions[rows], self.groups[group]
-            cosines = scores.cosine.update(of.maps, by.maps)
-            places: Sequence[int | None] = [None] * len(rows)
+            for row, cosine in zip(rows, scores.cosine.update(of.maps, by.maps), strict=True):
+                cosines[row] = cosine
             if of.logits is not None and by.logits is not None:
-                places = scores.match.update(of.logits, by.logits)
-            for row, cosine, place in zip(rows, cosines, places, strict=True):
-                outcomes[row] = (cosine, place)
-        return outcomes
+                for row, place in zip(rows, scores.match.update(of.logits, by.logits), strict=True):
+                    places[row] = place
+        figures = measured(originals, reconstructions)
+        self.figures += zip(groups, numbers, figures, strict=True)
+        triples = zip(cosines, places, figures, strict=True)
+        return [Outcome(cosine=cosine, place=place, figures=values) for cosine, place, values in triples]
 
     @property
     def total(self) -> Scores:
@@ -92,3 +93,14 @@ class Series:
     def seconds_per_image(self) -> float | None:
         """The median over batches, which the first one, with all that is loaded late, does not spoil."""
         return statistics.median(self.seconds) if self.seconds else None
+
+
+def measured(originals: Seen, reconstructions: Seen) -> list[dict[str, float]]:
+    """Of each pair, the values of all measures that have one."""
+    found: list[dict[str, float]] = [{} for _ in range(len(originals.maps))]
+    for measure in MEASURES:
+        values = measure.compute(originals, reconstructions)
+        for row, value in enumerate([] if values is None else values.tolist()):
+            if math.isfinite(value):
+                found[row][measure.name] = value
+    return found

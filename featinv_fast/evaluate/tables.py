@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from featinv_fast.evaluate.report import Kind, Row
+from featinv_fast.evaluate.measures import MEASURES
+from featinv_fast.evaluate.report import Figure, Kind, Row
 
 MISSING = "-"
+FIGURES_TITLE = "Means over images, with 95 % bootstrap intervals"
 TITLES = {Kind.AUTOENCODER: "autoencoder (ceiling)", Kind.UNRELATED: "unrelated image (floor)"}
 
 
@@ -51,6 +53,17 @@ def group_cells(rows: Sequence[Row]) -> list[list[str]]:
     return lines
 
 
+def figure_cells(rows: Sequence[Row]) -> list[list[str]]:
+    """A head with the settings, and a line for each measure with its mean over all images and 95 % interval."""
+    rows = [row for row in rows if row.group is None]
+    lines = [["measure", *(TITLES.get(row.kind, row.label) for row in rows)]]
+    for measure in MEASURES:
+        figures = [row.figures.get(measure.name) for row in rows]
+        if any(figures):
+            lines.append([measure.title, *(_with_interval(figure, measure.form) for figure in figures)])
+    return lines
+
+
 def note_lines(notes: Mapping[Kind, str]) -> list[str]:
     """What is to be known of the rows of a kind, a line for each."""
     return [f"{TITLES.get(kind, kind)}: {note}" for kind, note in notes.items()]
@@ -69,3 +82,9 @@ def markdown(cells: Sequence[Sequence[str]]) -> str:
 
 def _written(value: float | None, form: str) -> str:
     return MISSING if value is None else format(value, form)
+
+
+def _with_interval(figure: Figure | None, form: str) -> str:
+    if figure is None:
+        return MISSING
+    return f"{_written(figure.mean, form)} [{_written(figure.low, form)}, {_written(figure.high, form)}]"

@@ -17,7 +17,12 @@ from featinv_fast.evaluate import (
     PooledFeatures,
     Setting,
     evaluate,
+    interval,
 )
+from featinv_fast.evaluate.measures.feature_distance import feature_distance
+from featinv_fast.evaluate.measures.pixels import psnr
+from featinv_fast.evaluate.measures.probabilities import kl_divergence, total_variation
+from featinv_fast.evaluate.measures.ssim import ssim
 from featinv_fast.features import Backbone, center_crop, place_of
 
 SETTINGS = (Setting(steps=2), Setting(steps=8), Setting(sampler="lcm", steps=4, guidance_scale=1.0))
@@ -44,7 +49,7 @@ def test_figures_are_those_computed_by_hand(make_runtime, backbone, scenes):
     assert row.cosine.mean == pytest.approx(cosines.mean().item(), abs=1e-6)
     assert row.cosine.median == pytest.approx(np.quantile(cosines.numpy(), 0.5, method="inverted_cdf"), abs=3e-5)
     with torch.no_grad():
-        logits, others = backbone._model(first), backbone._model(second)
+        logits, others = backbone.model(first), backbone.model(second)
     top = logits.argmax(1, keepdim=True)
     assert row.top1 == (others.argmax(1, keepdim=True) == top).double().mean().item()
     assert row.top5 == (others.topk(5, dim=1).indices == top).any(1).double().mean().item()
@@ -52,6 +57,40 @@ def test_figures_are_those_computed_by_hand(make_runtime, backbone, scenes):
     assert row.backbone == "test_convnext, layer final"
     assert 0.0 < row.seconds_per_image < 5.0
     assert [item.cosine for item in report.items] == pytest.approx(cosines.mean(dim=(1, 2)).tolist(), abs=1e-6)
+
+
+def test_measures_of_single_images_and_their_intervals(make_runtime, backbone, examples):
+    report = evaluate(make_runtime(failing=(3,)), backbone, examples, SETTINGS[:1], batch_size=4, pictures=11, seed=0)
+    items = [item for item in report.items if item.error is None]
+    assert [item.figures for item in report.items if item.error] == [{}]
+    pictures = {picture.name: (picture.original, *picture.reconstructions.values()) for picture in report.pictures}
+    for item in items:
+        original, (reconstruction, cosine) = pictures[item.name]
+        images = [torch.tensor(np.asarray(image))[None] for image in (original, reconstruction)]
+        maps, logits = zip(*(backbone.features_and_logits(backbone.preprocess([image])) for image in (
+            examples[item.seed].image, reconstruction
+        )), strict=True)  # fmt: skip
+        expected = {
+            "cosine": cosine,
+            "top1": float(item.place < 1),
+            "top5": float(item.place < 5),
+            "psnr": psnr(*images).item(),
+            "ssim": ssim(*images).item(),
+            "feature_distance": feature_distance(*maps).item(),
+            "kl_divergence": kl_divergence(*logits).item(),
+            "total_variation": total_variation(*logits).item(),
+        }
+        assert item.figures == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    for row in report.rows[:4]:
+        assert row.figures["cosine"].mean == pytest.approx(row.cosine.mean, abs=1e-12)
+        assert (row.figures["top1"].mean, row.figures["top5"].mean) == pytest.approx((row.top1, row.top5), abs=1e-12)
+        for name, figure in row.figures.items():
+            values = [item.figures[name] for item in items if row.group in (None, item.group)]
+            assert (figure.low, figure.high) == interval(values, seed=0)
+            assert (figure.mean, figure.originals) == (pytest.approx(np.mean(values)), len(values))
+    floor = report.row("unrelated").figures
+    assert floor.keys() == expected.keys()
+    assert floor["psnr"].high < report.rows[0].figures["psnr"].low
 
 
 def test_more_steps_and_the_ceiling(make_runtime, backbone, examples):
@@ -73,6 +112,8 @@ def test_figures_do_not_depend_on_batches(make_runtime, backbone, examples, batc
     parts = evaluate(runtime, backbone, examples, SETTINGS, batch_size=batch_size, **options)
     for row, expected in zip(figures(parts), figures(whole), strict=True):
         assert row.cosine.mean == pytest.approx(expected.cosine.mean, abs=1e-5)
+        ends, others = ([x for f in one.figures.values() for x in (f.low, f.high)] for one in (row, expected))
+        assert ends == pytest.approx(others, rel=1e-4, abs=1e-5)
         assert (row.label, row.group, row.n, row.top1) == (expected.label, expected.group, expected.n, expected.top1)
     assert [seed for call in runtime.calls[:: len(SETTINGS)] for seed in call["seed"]] == list(range(11))
     assert [picture.name for picture in parts.pictures] == [picture.name for picture in whole.pictures]
@@ -160,10 +201,11 @@ def test_engines_of_pooled_features_are_judged_by_the_map(make_runtime, backbone
 def test_backbones_without_classes_have_no_match(make_runtime, scenes):
     spec = FeatureSpec(backbone="test_convnext", layer="final", channels=64, input_size=64)
     backbone = Backbone(spec, weights="random:0")
-    backbone._model.reset_classifier(0)
+    backbone.model.reset_classifier(0)
     row = evaluate(make_runtime(), backbone, scenes, SETTINGS[:1]).row("DDIM-2 g=1.75")
     assert (row.n, row.top1, row.top5) == (11, None, None)
     assert row.cosine.mean > 0.5
+    assert row.figures.keys() == {"cosine", "feature_distance", "psnr", "ssim"}
 
 
 def test_originals_are_cropped_by_the_backbone_and_resized_for_the_eye(make_runtime, scenes):

@@ -72,7 +72,7 @@ def test_without_labels_the_backbones_own_classes_count(make_runtime, backbone, 
 
 def test_the_row_is_left_out_with_the_reason(make_runtime, backbone, scenes, sorted_by_class):
     classless = Backbone(backbone.spec, weights="random:0")
-    classless._model.reset_classifier(0)
+    classless.model.reset_classifier(0)
     for judge, examples, reason in (
         (backbone, sorted_by_class[:4], "all are of one class by their labels"),
         (backbone, sorted_by_class[:1], "all are of one class"),

@@ -10,6 +10,7 @@ import pytest
 
 from featinv_fast.errors import ArgumentError, MissingPackageError
 from featinv_fast.evaluate import (
+    MEASURES,
     CosineSummary,
     Distance,
     FewSamplesWarning,
@@ -19,6 +20,7 @@ from featinv_fast.evaluate import (
     Row,
     Setting,
     evaluate,
+    figure_cells,
     group_cells,
     html_page,
     markdown,
@@ -86,8 +88,12 @@ def test_json_holds_every_row_and_item(report, tmp_path):
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", first["created"])
     items = [json.loads(line) for line in paths[1].read_text().splitlines()]
     assert len(items) == 4 * 11
-    for item in items:
-        assert_fits(Item, item)
+    for item, expected in zip(items, report.items, strict=True):
+        figures = {name: item.pop(name) for name in expected.figures if name != "cosine"}
+        assert_fits(Item, {**item, "figures": figures})
+        assert expected.error is not None or figures.keys() == {
+            "top1", "top5", "psnr", "ssim", "feature_distance", "kl_divergence", "total_variation"
+        }  # fmt: skip
     assert sum(item["error"] is not None for item in items) == 3
 
 
@@ -107,6 +113,19 @@ def test_summary_table(report):
     assert lines[0][2] == f"{report.rows[0].cosine.mean:.4f}"
     assert lines[3][4] == "100.0%"
     assert lines[4][-1] == "-"
+
+
+def test_table_of_figures(report):
+    head, *lines = figure_cells(report.rows)
+    assert head == ["measure", *LABELS[:3], "autoencoder (ceiling)", "unrelated image (floor)"]
+    assert [line[0] for line in lines] == [measure.title for measure in MEASURES]
+    top1, ssim = lines[1], lines[4]
+    figure = report.row("unrelated").figures["ssim"]
+    assert ssim[5] == f"{figure.mean:.4f} [{figure.low:.4f}, {figure.high:.4f}]"
+    assert top1[2].count("%") == 3
+    lines = figure_cells([dataclasses.replace(report.rows[0], figures={}), report.row("unrelated")])
+    assert lines[5][1] == "-"
+    assert len(figure_cells([dataclasses.replace(report.rows[0], figures={})])) == 1
 
 
 def test_without_a_ceiling_there_is_no_share_of_it(report):
@@ -171,6 +190,7 @@ def test_the_html_page_needs_no_other_file(report):
     assert len(re.findall(r'src="data:image/png;base64,', page)) == 3 * 5  # groups; original, autoencoder, settings
     assert not re.search(r'src="(?!data:)|href=|https?:', page)
     assert "DDIM-8 g=1.75" in page
+    assert all(cell in page for line in figure_cells(report.rows) for cell in line)
     assert "noise/2" in page
     assert page.count("<tr>") == page.count("</tr>")
 

@@ -1,11 +1,13 @@
 """Measures of single reconstructions: each is a file here and a line below."""
 
-from featinv_fast.evaluate.measures.base import Measure, Pairs
+from featinv_fast.evaluate.measures.base import Measure, Seen
+from featinv_fast.evaluate.measures.class_match import TOP1, TOP5
+from featinv_fast.evaluate.measures.cosine import COSINE
 from featinv_fast.evaluate.measures.feature_distance import FEATURE_DISTANCE
 from featinv_fast.evaluate.measures.pixels import PSNR
 from featinv_fast.evaluate.measures.probabilities import KL_DIVERGENCE, TOTAL_VARIATION
 from featinv_fast.evaluate.measures.ssim import SSIM
 
-MEASURES: tuple[Measure, ...] = (PSNR, SSIM, FEATURE_DISTANCE, KL_DIVERGENCE, TOTAL_VARIATION)
+MEASURES: tuple[Measure, ...] = (COSINE, TOP1, TOP5, PSNR, SSIM, FEATURE_DISTANCE, KL_DIVERGENCE, TOTAL_VARIATION)
 
-__all__ = ["MEASURES", "Measure", "Pairs"]
+__all__ = ["MEASURES", "Measure", "Seen"]

@@ -3,24 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pairs:
-    """A batch of originals and their reconstructions, side by side.
+class Seen:
+    """A batch of images, and what the judging backbone sees in them.
 
     Attributes:
-        images: the originals, uint8 [B, s, s, 3], and the reconstructions likewise; None where no pixels are known.
-        maps: what the judge sees in both, [B, C, H, W] each.
-        logits: its class logits of both, [B, K] each; None for a judge without classes.
+        images: uint8 [B, s, s, 3].
+        maps: [B, C, H, W].
+        logits: [B, K], or None for a backbone without classes.
     """
 
-    images: tuple[Tensor, Tensor] | None
-    maps: tuple[Tensor, Tensor]
-    logits: tuple[Tensor, Tensor] | None
+    images: Tensor
+    maps: Tensor
+    logits: Tensor | None
+
+    def __getitem__(self, rows: Sequence[int] | slice) -> Seen:
+        return self._each(lambda values: values[rows])
+
+    def kept(self, row: int) -> Seen:
+        """One row on the CPU, in memory of its own."""
+        return self._each(lambda values: values[row : row + 1].to("cpu", copy=True))
+
+    @staticmethod
+    def joined(parts: Sequence[Seen]) -> Seen:
+        """The rows of all, which have logits all or none."""
+        logits = [part.logits for part in parts if part.logits is not None]
+        return Seen(
+            images=torch.cat([part.images for part in parts]),
+            maps=torch.cat([part.maps for part in parts]),
+            logits=torch.cat(logits) if logits else None,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Of images and maps."""
+        return self.images.nbytes + self.maps.nbytes
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> Seen:
+        logits = None if self.logits is None else function(self.logits)
+        return Seen(images=function(self.images), maps=function(self.maps), logits=logits)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,10 +58,32 @@ class Measure:
         name: key in rows and items, such as "ssim".
         title: in tables.
         form: how its values are written there, as for `format`.
-        compute: the values [B] in float64, NaN where a pair has none; None where nothing of the kind is known.
+        compute: the values [B] of originals and their reconstructions, NaN where a pair has none; None where nothing
+            of the kind is known.
     """
 
     name: str
     title: str
     form: str
-    compute: Callable[[Pairs], Tensor | None]
+    compute: Callable[[Seen, Seen], Tensor | None]
+
+
+def of_images(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Seen, Seen], Tensor | None]:
+    """A function of two batches of images uint8 [B, s, s, 3] as that of a measure."""
+    return lambda originals, reconstructions: function(originals.images, reconstructions.images)
+
+
+def of_maps(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Seen, Seen], Tensor | None]:
+    """A function of two batches of maps [B, C, H, W] as that of a measure."""
+    return lambda originals, reconstructions: function(originals.maps, reconstructions.maps)
+
+
+def of_logits(function: Callable[[Tensor, Tensor], Tensor | None]) -> Callable[[Seen, Seen], Tensor | None]:
+    """A function of two batches of logits [B, K] as that of a measure, which has no value without classes."""
+
+    def compute(originals: Seen, reconstructions: Seen) -> Tensor | None:
+        if originals.logits is None or reconstructions.logits is None:
+            return None
+        return function(originals.logits, reconstructions.logits)
+
+    return compute

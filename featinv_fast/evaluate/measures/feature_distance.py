@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from featinv_fast.evaluate.measures.base import Measure, Pairs
+from featinv_fast.evaluate.measures.base import Measure, of_maps
 
 
 def feature_distance(originals: Tensor, reconstructions: Tensor) -> Tensor:
@@ -15,8 +15,6 @@ def feature_distance(originals: Tensor, reconstructions: Tensor) -> Tensor:
     return torch.where(length > 0, (x - y).norm(dim=1) / length, torch.nan)
 
 
-def _compute(pairs: Pairs) -> Tensor | None:
-    return feature_distance(*pairs.maps)
-
-
-FEATURE_DISTANCE = Measure(name="feature_distance", title="feature distance", form=".4f", compute=_compute)
+FEATURE_DISTANCE = Measure(
+    name="feature_distance", title="relative feature distance", form=".4f", compute=of_maps(feature_distance)
+)

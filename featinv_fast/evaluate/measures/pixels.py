@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from featinv_fast.evaluate.measures.base import Measure, Pairs
+from featinv_fast.evaluate.measures.base import Measure, of_images
 
 
 def psnr(originals: Tensor, reconstructions: Tensor) -> Tensor:
@@ -17,8 +17,4 @@ def psnr(originals: Tensor, reconstructions: Tensor) -> Tensor:
     return 10 * torch.log10(255**2 / squares.mean(dim=1).clamp(min=1 / squares.shape[1]))
 
 
-def _compute(pairs: Pairs) -> Tensor | None:
-    return None if pairs.images is None else psnr(*pairs.images)
-
-
-PSNR = Measure(name="psnr", title="PSNR (dB)", form=".2f", compute=_compute)
+PSNR = Measure(name="psnr", title="PSNR (dB)", form=".2f", compute=of_images(psnr))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from featinv_fast.evaluate.measures.base import Measure, Pairs
+from featinv_fast.evaluate.measures.base import Measure, of_logits
 
 
 def kl_divergence(originals: Tensor, reconstructions: Tensor) -> Tensor:
@@ -19,13 +19,9 @@ def total_variation(originals: Tensor, reconstructions: Tensor) -> Tensor:
     return (p - q).abs().sum(dim=1) / 2
 
 
-def _kl(pairs: Pairs) -> Tensor | None:
-    return None if pairs.logits is None else kl_divergence(*pairs.logits)
-
-
-def _tv(pairs: Pairs) -> Tensor | None:
-    return None if pairs.logits is None else total_variation(*pairs.logits)
-
-
-KL_DIVERGENCE = Measure(name="kl_divergence", title="KL of classes (nats)", form=".4f", compute=_kl)
-TOTAL_VARIATION = Measure(name="total_variation", title="total variation of classes", form=".4f", compute=_tv)
+KL_DIVERGENCE = Measure(
+    name="kl_divergence", title="KL of classes (nats)", form=".4f", compute=of_logits(kl_divergence)
+)
+TOTAL_VARIATION = Measure(
+    name="total_variation", title="total variation of classes", form=".4f", compute=of_logits(total_variation)
+)

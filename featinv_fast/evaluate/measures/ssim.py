@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from featinv_fast.evaluate.measures.base import Measure, Pairs
+from featinv_fast.evaluate.measures.base import Measure, of_images
 
 WINDOW, SIGMA = 11, 1.5
 K1, K2, RANGE = 0.01, 0.03, 255
@@ -36,8 +36,4 @@ def _blurred(images: Tensor) -> Tensor:
     return F.conv2d(rows, window.mT, groups=images.shape[1])
 
 
-def _compute(pairs: Pairs) -> Tensor | None:
-    return None if pairs.images is None else ssim(*pairs.images)
-
-
-SSIM = Measure(name="ssim", title="SSIM", form=".4f", compute=_compute)
+SSIM = Measure(name="ssim", title="SSIM", form=".4f", compute=of_images(ssim))
