@@ -53,6 +53,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--checkpoint", type=Path, help="the engine's checkpoint: its autoencoder gives the ceiling")
     parser.add_argument("--inception", type=Path, metavar="FILE", help="pt_inception-2015-12-05-6726825d.pth, for FID")
     parser.add_argument("--seed", type=int, default=0, help="image k uses SEED + k; default 0")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=1,
+        metavar="K",
+        help="images of each map, to see what its features leave open: sample j of image k uses SEED + k*K + j",
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="images taken at once; default 32")
     parser.add_argument("--pictures", type=int, default=8, help="images of each group on the pages; default 8")
     running = add_running_options(parser)
@@ -79,6 +86,7 @@ def run(options: argparse.Namespace) -> int:
         checkpoint=options.checkpoint,
         inception=options.inception,
         seed=options.seed,
+        samples=options.samples,
         batch_size=options.batch_size,
         pictures=options.pictures,
         plot=not options.no_plot,
@@ -126,6 +134,7 @@ def _checked_settings(options: argparse.Namespace) -> tuple[Setting, ...]:
     require_writable(options.out)
     count("batch_size", options.batch_size)
     count("pictures", options.pictures, least=0)
+    count("samples", options.samples)
     if options.limit is not None:
         count("limit", options.limit)
     return tuple(Setting.parse(text) for text in options.settings)

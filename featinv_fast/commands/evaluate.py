@@ -99,6 +99,7 @@ def _evaluated(
         autoencoder=None if options.checkpoint is None else autoencoder_of(options.checkpoint, device=device),
         spaces=spaces,
         seed=options.seed,
+        samples=options.samples,
         batch_size=options.batch_size,
         pictures=options.pictures,
         progress=options.progress,

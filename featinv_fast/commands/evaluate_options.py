@@ -37,6 +37,7 @@ class EvaluateOptions:
         checkpoint: the engine's checkpoint, whose autoencoder gives the ceiling.
         inception: file of Inception weights, for FID.
         seed: of the first image.
+        samples: reconstructions of each image.
         batch_size: images taken at once.
         pictures: images of each group on the pages.
         plot: draw the quality curves, which needs matplotlib.
@@ -62,6 +63,7 @@ class EvaluateOptions:
     checkpoint: Path | None = None
     inception: Path | None = None
     seed: int = 0
+    samples: int = 1
     batch_size: int = 32
     pictures: int = 8
     plot: bool = True
@@ -90,6 +92,7 @@ class EvaluateOptions:
             "backbone_weights": stated_weights(self.backbone_weights),
             "reading": to_dict(self.reading),
             "seed": self.seed,
+            "samples": self.samples,
             "batch_size": self.batch_size,
         }
 

@@ -54,11 +54,14 @@ class RememberedInverter:
         sampler: str | None,
         guidance_scale: float | None,
         seed: Sequence[int],
+        samples: int,
         layout: FeatureLayout | str | None,
         errors: str,
     ) -> Inversion:
         """Images of feature maps; see `Inverter`."""
-        setting: dict[str, Any] = {"steps": steps, "sampler": sampler, "guidance_scale": guidance_scale}
+        setting: dict[str, Any] = {
+            "steps": steps, "sampler": sampler, "guidance_scale": guidance_scale, "samples": samples
+        }  # fmt: skip
         row: dict[str, Any] = {"slice": [seed[0], len(seed)], "setting": setting}
         known = self._rows.get(self._key(row))
         if known is not None and (self._ledger.folder / known["file"]).is_file():

@@ -13,9 +13,9 @@ from featinv_fast.evaluate.frechet import (
 )
 from featinv_fast.evaluate.html_page import html_page
 from featinv_fast.evaluate.inputs import Example, Inverter
-from featinv_fast.evaluate.measures import MEASURES, Measure, Seen
+from featinv_fast.evaluate.measures import MEASURES, SPREADS, Measure, Seen
 from featinv_fast.evaluate.metrics import CosineSummary, FeatureCosine, TopKMatch
-from featinv_fast.evaluate.pages import Panel, contact_sheet, picture_page
+from featinv_fast.evaluate.pages import Panel, contact_sheet, picture_page, spread_map
 from featinv_fast.evaluate.plots import quality_plot
 from featinv_fast.evaluate.reconstruct import EvaluationInterrupted, evaluate
 from featinv_fast.evaluate.report import Distance, Figure, Item, Kind, Picture, Report, Row
@@ -25,6 +25,7 @@ from featinv_fast.samplers import Setting
 __all__ = [
     "FIGURES_TITLE",
     "MEASURES",
+    "SPREADS",
     "WORLD_DISTANCE",
     "Classifier",
     "CosineSummary",
@@ -63,5 +64,6 @@ __all__ = [
     "note_lines",
     "picture_page",
     "quality_plot",
+    "spread_map",
     "summary_cells",
 ]

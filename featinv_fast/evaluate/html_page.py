@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from featinv_fast.evaluate.pages import caption, shown
+from featinv_fast.evaluate.pages import WHITE, caption, shown
 from featinv_fast.evaluate.report import Picture, Report
 from featinv_fast.evaluate.tables import FIGURES_TITLE, figure_cells, group_cells, note_lines, summary_cells
 from featinv_fast.jobs.names import readable
@@ -59,12 +59,17 @@ def _table(cells: Sequence[Sequence[str]]) -> str:
 
 def _strips(pictures: Sequence[Picture]) -> str:
     labels = list(dict.fromkeys(label for picture in pictures for label in picture.reconstructions))
-    head = "".join(f"<td>{_text(title)}</td>" for title in ("original", *labels))
+    spreads = list(dict.fromkeys(label for picture in pictures for label in picture.spreads))
+    titles = ["original", *labels, *(f"{label}: spread (white: {WHITE} levels)" for label in spreads)]
+    head = "".join(f"<td>{_text(title)}</td>" for title in titles)
     lines = []
     for picture in pictures:
         name = picture.name + (f" ({picture.group})" if picture.group else "")
         cells = [_figure(picture.original, name)]
         cells += [_figure(image, caption(cosine)) for image, cosine in shown(picture, labels)]
+        for label in spreads:
+            image, levels = picture.spreads.get(label, (None, None))
+            cells.append(_figure(image, "-" if levels is None else f"{levels:.1f} levels"))
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return f'<div class=wide><table class="strip"><tr>{head}</tr>{"".join(lines)}</table></div>'
 

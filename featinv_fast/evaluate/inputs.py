@@ -31,6 +31,7 @@ class Inverter(Protocol):
         sampler: str | None,
         guidance_scale: float | None,
         seed: Sequence[int],
+        samples: int,
         layout: FeatureLayout | str | None,
         errors: str,
     ) -> Inversion:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from featinv_fast.errors import ArgumentError
+from featinv_fast.evaluate.measures.spread import pixel_deviation
 from featinv_fast.evaluate.report import Picture
 from featinv_fast.jobs.names import readable
 
@@ -17,6 +20,7 @@ BLOCK_GAP = 28
 HEADER = 24
 CAPTION = 20
 FONT_SIZE = 13
+WHITE = 64  # levels of standard deviation
 PAPER, INK, PALE, HOLE = (255, 255, 255), (32, 32, 32), (110, 110, 110), (225, 225, 225)
 
 
@@ -90,6 +94,16 @@ def picture_page(pictures: Sequence[Picture], *, edge: int = 128, across: int = 
         for picture in pictures
     ]
     return contact_sheet(["original", *labels], strips, edge=edge, across=across)
+
+
+def spread_map(images: Tensor) -> tuple[Image.Image, float]:
+    """The standard deviation of images uint8 [K, H, W, 3] at each pixel, and its mean in levels of 255.
+
+    Black is none, white `WHITE` levels or more.
+    """
+    deviation = pixel_deviation(images).mean(dim=2)  # [H, W]
+    grey = (deviation * (255 / WHITE)).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(grey.cpu().numpy()), deviation.mean().item()
 
 
 def shown(picture: Picture, labels: Sequence[str]) -> list[tuple[Image.Image | None, float | None]]:

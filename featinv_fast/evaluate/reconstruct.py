@@ -15,15 +15,17 @@ from torch import Tensor
 
 from featinv_fast.checks import count
 from featinv_fast.errors import ArgumentError, FeatInvError
-from featinv_fast.evaluate.classifier import Classifier, comparable_maps
+from featinv_fast.evaluate.classifier import Classifier
 from featinv_fast.evaluate.floor import Floor
 from featinv_fast.evaluate.frechet import FeatureSpace, FrechetDistance
 from featinv_fast.evaluate.inputs import Example, Inverter, batches
+from featinv_fast.evaluate.kept_pictures import KeptPictures, fill
 from featinv_fast.evaluate.measures import Seen
 from featinv_fast.evaluate.report import Item, Kind, Picture, Report
 from featinv_fast.evaluate.rows import ORIGINALS, make_rows
 from featinv_fast.evaluate.series import Outcome, Series
-from featinv_fast.features import center_crop, items_at
+from featinv_fast.evaluate.viewing import Viewer
+from featinv_fast.features import items_at
 from featinv_fast.samplers import Setting
 from featinv_kernels import to_uint8
 from featinv_kernels.torch_state import neutral_torch_state
@@ -50,6 +52,7 @@ def evaluate(
     autoencoder: Callable[[Tensor], Tensor] | None = None,
     spaces: Sequence[FeatureSpace] = (),
     seed: int = 0,
+    samples: int = 1,
     batch_size: int = 32,
     pictures: int = 0,
     progress: bool = False,
@@ -59,7 +62,8 @@ def evaluate(
 
     The backbone sees each original resized and cropped by its own preprocessing, and each reconstruction likewise.
     Where images are compared as images (Frechet distances, autoencoder, pictures), the original is the backbone's crop
-    resized to the engine's image size. Image i is sampled with seed `seed + i`, whatever its batch or setting.
+    resized to the engine's image size. Reconstruction j of image i is sampled with seed
+    `seed + i * samples + j`, whatever its batch or setting.
 
     Args:
         runtime: the engine.
@@ -71,6 +75,7 @@ def evaluate(
         autoencoder: encodes and decodes images [B, 3, s, s] in [-1, 1]; what it gives back is the ceiling.
         spaces: feature spaces of Frechet distances.
         seed: of the first image.
+        samples: reconstructions of each image, to see what its features leave open (`SPREADS`).
         batch_size: images taken at once.
         pictures: how many images of each group to keep with their reconstructions.
         progress: show a count on stderr.
@@ -94,8 +99,9 @@ def evaluate(
             expected="at least one Setting",
             remedy="pass [Setting()] for the engine's own",
         )
-    batch_size = count("batch_size", batch_size)
-    run = _Evaluation(runtime, backbone, judge or backbone, settings, autoencoder, spaces, seed, pictures, clock)
+    batch_size, samples = count("batch_size", batch_size), count("samples", samples)
+    viewer = Viewer(backbone, judge or backbone, int(runtime.info["image_size"]))
+    run = _Evaluation(runtime, viewer, settings, autoencoder, spaces, seed, samples, pictures, clock)
     try:
         with _progress_bar(shown=progress) as advance:
             for batch in batches(images, batch_size):
@@ -120,7 +126,7 @@ class _Originals:
 
     Attributes:
         examples: these, as they were given.
-        seeds: of their reconstructions.
+        seeds: of their reconstructions, `samples` of each.
         features: what the engine is given, in the backbone's layout.
         seen: the originals, as large as the engine's images.
         pictures: row -> the picture to fill, where it is wanted.
@@ -139,30 +145,28 @@ class _Evaluation:
     def __init__(
         self,
         runtime: Inverter,
-        backbone: Classifier,
-        judge: Classifier,
+        viewer: Viewer,
         settings: Sequence[Setting],
         autoencoder: Callable[[Tensor], Tensor] | None,
         spaces: Sequence[FeatureSpace],
         seed: int,
+        samples: int,
         pictures: int,
         clock: Callable[[], float],
     ) -> None:
         self.count = 0  # originals that were evaluated in every setting
         self._runtime = runtime
-        self._backbone = backbone
-        self._judge = judge
-        self._image_size = int(runtime.info["image_size"])
+        self._viewer = viewer
         self._autoencoder = autoencoder
         self._distances = [FrechetDistance(space) for space in spaces]
         self._seed = seed
-        self._pictures_of_a_group = pictures
+        self._samples = samples
+        self._kept = KeptPictures(pictures)
         self._clock = clock
         self._settings = [(setting, Series(Kind.ENGINE)) for setting in settings]
         self._ceiling = Series(Kind.AUTOENCODER)
         self._floor = Floor(seed)
         self._items: list[Item] = []
-        self._pictures: list[Picture] = []
 
     def add(self, examples: Sequence[Example]) -> None:
         """Evaluate one batch."""
@@ -178,10 +182,11 @@ class _Evaluation:
                 sampler=setting.sampler,
                 guidance_scale=setting.guidance_scale,
                 seed=originals.seeds,
-                layout=self._backbone.spec.layout,
+                samples=self._samples,
+                layout=self._viewer.backbone.spec.layout,
                 errors="return",
             )
-            series.seconds.append((self._clock() - started) / len(examples))
+            series.seconds.append((self._clock() - started) / len(originals.seeds))
             series.flags = inversion.flags
             if self.count == 0:
                 self._refuse_twins()
@@ -199,82 +204,59 @@ class _Evaluation:
             [one for one in series if one.groups],
             self._distances,
             engine=str(self._runtime.info["name"]),
-            backbone=self._backbone.spec,
-            judge=self._judge.spec,
+            backbone=self._viewer.backbone.spec,
+            judge=self._viewer.judge.spec,
             seed=self._seed,
+            samples=self._samples,
         )
-        return Report(rows=rows, items=tuple(self._items), pictures=tuple(self._pictures), notes={Kind.UNRELATED: note})
+        return Report(
+            rows=rows, items=tuple(self._items), pictures=tuple(self._kept.pictures), notes={Kind.UNRELATED: note}
+        )
 
     def _look_at(self, examples: Sequence[Example]) -> _Originals:
-        images = [example.image for example in examples if isinstance(example.image, Image.Image)]
-        features, logits = self._backbone.features_and_logits(self._backbone.preprocess(images))
-        size = (self._image_size, self._image_size)
-        crops = [
-            center_crop(image, self._backbone.input_size).resize(size, Image.Resampling.BILINEAR) for image in images
-        ]
-        pixels = torch.from_numpy(np.stack([np.asarray(crop) for crop in crops]))
-        if self._judge is self._backbone:
-            seen = Seen(images=pixels, maps=comparable_maps(features, self._backbone.spec), logits=logits)
-        else:
-            seen = self._judged(images, pixels)
-        first = self._seed + self.count
+        features, seen, crops = self._viewer.originals(examples)
+        first = self._seed + self.count * self._samples
         return _Originals(
             examples=examples,
-            seeds=range(first, first + len(images)),
+            seeds=range(first, first + len(examples) * self._samples),
             features=features,
             seen=seen,
-            pictures=self._wanted_pictures(examples, crops),
+            pictures=self._kept.begin(examples, crops),
         )
-
-    def _judged(self, images: Sequence[Image.Image], pixels: Tensor) -> Seen:
-        """What the judge sees in images, of which `pixels` [B, s, s, 3] are compared as such."""
-        features, logits = self._judge.features_and_logits(self._judge.preprocess(images))
-        return Seen(images=pixels, maps=comparable_maps(features, self._judge.spec), logits=logits)
-
-    def _wanted_pictures(self, examples: Sequence[Example], crops: Sequence[Image.Image]) -> dict[int, Picture]:
-        kept = Counter(picture.group for picture in self._pictures)
-        wanted = {}
-        for row, (example, crop) in enumerate(zip(examples, crops, strict=True)):
-            if kept[example.group] < self._pictures_of_a_group:
-                kept[example.group] += 1
-                wanted[row] = Picture(name=example.name, group=example.group, original=crop, reconstructions={})
-        self._pictures += wanted.values()
-        return wanted
 
     def _compare(
         self, series: Series, originals: _Originals, images: Tensor, errors: Mapping[int, FeatInvError]
     ) -> None:
-        """Judge the reconstructions of a batch, uint8 [B, s, s, 3]; rows in `errors` hold none."""
+        """Judge the reconstructions of a batch, uint8 [B, s, s, 3], as many of each original; `errors` are of rows."""
         label, examples = series.label, originals.examples
-        good = [row for row in range(len(examples)) if row not in errors]
-        reconstructions = {row: Image.fromarray(images[row].numpy()) for row in good}
+        samples = len(images) // len(examples)
+        good = [row for row in range(len(images)) if row not in errors]
         outcomes: dict[int, Outcome] = {}
         if good:
-            groups = [examples[row].group for row in good]
-            seen = self._judged(list(reconstructions.values()), images[good])
-            numbers = [self.count + row for row in good]
-            outcomes = dict(zip(good, series.add(groups, numbers, originals.seen[good], seen), strict=True))
+            of = [row // samples for row in good]
+            groups, numbers = [examples[one].group for one in of], [self.count + one for one in of]
+            seen = self._viewer.reconstructions(images[good])
+            outcomes = dict(zip(good, series.add(groups, numbers, originals.seen[of], seen), strict=True))
             for distance in self._distances:
                 distance.update(label, images[good])
-        for row in errors:
-            series.groups[examples[row].group].failed += 1
-        for row, example in enumerate(examples):
-            outcome = outcomes.get(row, Outcome())
-            error = str(errors[row]) if row in errors else None
+        for row in range(len(images)):
+            example, outcome = examples[row // samples], outcomes.get(row, Outcome())
+            if row in errors:
+                series.groups[example.group].failed += 1
             self._items.append(
                 Item(
                     label=label,
                     name=example.name,
                     group=example.group,
-                    seed=originals.seeds[row],
+                    seed=originals.seeds[row // samples * self._samples + row % samples],
                     cosine=outcome.cosine,
                     place=outcome.place,
-                    error=error,
+                    error=str(errors[row]) if row in errors else None,
                     figures=outcome.figures,
+                    sample=row % samples,
                 )
             )
-            if row in originals.pictures:
-                originals.pictures[row].reconstructions[label] = (reconstructions.get(row), outcome.cosine)
+        fill(originals.pictures, label, samples, images, outcomes)
 
     def _refuse_twins(self) -> None:
         labels = Counter(series.label for _, series in self._settings if series.flags is not None)

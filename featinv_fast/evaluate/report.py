@@ -64,8 +64,8 @@ class Row:
         backbone: that the engine's features come from, and its layer.
         judge: the backbone and layer whose features and classes are compared.
         group: label of the images, or None for all of them.
-        n: images compared.
-        failed: images that could not be inverted; they are in no figure.
+        n: reconstructions compared.
+        failed: reconstructions that could not be inverted; they are in no figure.
         seed: of the first image.
         cosine: feature cosine; None without images.
         top1: share of images whose top class on the original is the reconstruction's too.
@@ -76,7 +76,8 @@ class Row:
         distances: name -> Frechet distance between originals and reconstructions.
         created: UTC, ISO 8601.
         versions: package -> version.
-        figures: name of a measure, see `MEASURES`, -> its mean; without those that nothing is known of.
+        figures: name of a measure, see `MEASURES` and `SPREADS`, -> its mean; without those that nothing is known of.
+        samples: reconstructions of each original.
     """
 
     label: str
@@ -104,11 +105,12 @@ class Row:
     created: str
     versions: dict[str, str]
     figures: dict[str, Figure] = dataclasses.field(default_factory=dict)
+    samples: int = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Item:
-    """What became of one image in one setting.
+    """What became of one image in one setting and with one seed.
 
     Attributes:
         label: short name of the setting.
@@ -118,7 +120,9 @@ class Item:
         cosine: mean over locations; None for a failure.
         place: of the original's top class among the reconstruction's, 0 for a top-1 match.
         error: why the image could not be inverted.
-        figures: name of a measure -> its value, see `MEASURES`.
+        figures: name of a measure -> its value, see `MEASURES`. With each of several samples of an image, the spread of
+            them all (`SPREADS`).
+        sample: its number among the reconstructions of this image.
     """
 
     label: str
@@ -129,6 +133,7 @@ class Item:
     place: int | None
     error: str | None
     figures: dict[str, float] = dataclasses.field(default_factory=dict)
+    sample: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """A flat table row as plain JSON types: each figure by its own name."""
@@ -144,13 +149,16 @@ class Picture:
         name: of the image.
         group: of the image.
         original: what the reconstructions are compared with.
-        reconstructions: label of the setting -> image and cosine, both None for a failure.
+        reconstructions: label of the setting -> image and cosine, both None for a failure. Of several samples the first
+            ones, from the second with their number: "LCM-4 (2)".
+        spreads: label of the setting -> the standard deviation of its samples (see `spread_map`), its mean in levels.
     """
 
     name: str
     group: str
     original: Image.Image
     reconstructions: dict[str, tuple[Image.Image | None, float | None]]
+    spreads: dict[str, tuple[Image.Image, float]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

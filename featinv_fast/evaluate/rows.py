@@ -38,6 +38,7 @@ def make_rows(
     backbone: FeatureSpec,
     judge: FeatureSpec,
     seed: int,
+    samples: int,
 ) -> tuple[Row, ...]:
     """A row for each series over all images, then for each of its groups where images are grouped."""
     created = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
@@ -69,6 +70,7 @@ def make_rows(
                     **ran,
                     distances=measured if group is None else {},
                     figures=_figures(one, group, seed),
+                    samples=samples if one.kind is Kind.ENGINE else 1,
                     created=created,
                     versions=versions,
                 )

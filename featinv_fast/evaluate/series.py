@@ -8,7 +8,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 
-from featinv_fast.evaluate.measures import MEASURES, Seen
+from featinv_fast.evaluate.measures import MEASURES, SPREADS, Measure, Seen
 from featinv_fast.evaluate.metrics import FeatureCosine, TopKMatch
 from featinv_fast.evaluate.report import Kind
 from featinv_fast.runtime import RunFlags
@@ -65,7 +65,7 @@ class Series:
     def add(
         self, groups: Sequence[str], numbers: Sequence[int], originals: Seen, reconstructions: Seen
     ) -> list[Outcome]:
-        """Add pairs; `groups` has the label of each, `numbers` the number of its original."""
+        """Add pairs, all of an original at once; `groups` has the label of each, `numbers` that of its original."""
         cosines: list[float | None] = [None] * len(groups)
         places: list[int | None] = [None] * len(groups)
         for group in dict.fromkeys(groups):
@@ -76,7 +76,13 @@ class Series:
             if of.logits is not None and by.logits is not None:
                 for row, place in zip(rows, scores.match.update(of.logits, by.logits), strict=True):
                     places[row] = place
-        figures = measured(originals, reconstructions)
+        figures = measured(MEASURES, originals, reconstructions)
+        for number in dict.fromkeys(numbers):
+            rows = [row for row, other in enumerate(numbers) if other == number]
+            if len(rows) > 1:
+                (spread,) = measured(SPREADS, originals[rows[:1]], reconstructions[rows])
+                for row in rows:
+                    figures[row] |= spread
         self.figures += zip(groups, numbers, figures, strict=True)
         triples = zip(cosines, places, figures, strict=True)
         return [Outcome(cosine=cosine, place=place, figures=values) for cosine, place, values in triples]
@@ -95,10 +101,10 @@ class Series:
         return statistics.median(self.seconds) if self.seconds else None
 
 
-def measured(originals: Seen, reconstructions: Seen) -> list[dict[str, float]]:
-    """Of each pair, the values of all measures that have one."""
+def measured(measures: Sequence[Measure], originals: Seen, reconstructions: Seen) -> list[dict[str, float]]:
+    """Of each original, the values of those measures that have one."""
     found: list[dict[str, float]] = [{} for _ in range(len(originals.maps))]
-    for measure in MEASURES:
+    for measure in measures:
         values = measure.compute(originals, reconstructions)
         for row, value in enumerate([] if values is None else values.tolist()):
             if math.isfinite(value):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from featinv_fast.evaluate.measures import MEASURES
+from featinv_fast.evaluate.measures import MEASURES, SPREADS
 from featinv_fast.evaluate.report import Figure, Kind, Row
 
 MISSING = "-"
@@ -57,7 +57,7 @@ def figure_cells(rows: Sequence[Row]) -> list[list[str]]:
     """A head with the settings, and a line for each measure with its mean over all images and 95 % interval."""
     rows = [row for row in rows if row.group is None]
     lines = [["measure", *(TITLES.get(row.kind, row.label) for row in rows)]]
-    for measure in MEASURES:
+    for measure in (*MEASURES, *SPREADS):
         figures = [row.figures.get(measure.name) for row in rows]
         if any(figures):
             lines.append([measure.title, *(_with_interval(figure, measure.form) for figure in figures)])

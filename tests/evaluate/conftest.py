@@ -31,7 +31,10 @@ def _scene(number: int) -> Image.Image:
 
 @dataclasses.dataclass
 class BlurringRuntime:
-    """An engine that knows the originals: the row with seed s is original s, blurred less the more steps are made."""
+    """An engine that knows the originals: the row with seed s is original s, blurred less the more steps are made.
+
+    Of several samples the row is sample s % samples of original s // samples, and each is blurred a pixel more.
+    """
 
     originals: list[Image.Image]
     failing: tuple[int, ...] = ()  # seeds
@@ -46,8 +49,9 @@ class BlurringRuntime:
     def engine(self):
         return types.SimpleNamespace(manifest=types.SimpleNamespace(features=self.features))
 
-    def invert(self, features, *, steps, sampler, guidance_scale, seed, layout, errors):
+    def invert(self, features, *, steps, sampler, guidance_scale, seed, layout, errors, samples=1):
         self.calls.append({"features": features, "seed": list(seed), "layout": layout, "errors": errors})
+        assert len(features if features is not None else seed) * samples == len(seed)
         steps = steps or 4
         images = np.zeros((len(seed), SIZE, SIZE, 3), np.uint8)
         failed = {}
@@ -55,8 +59,8 @@ class BlurringRuntime:
             if number in self.failing:
                 failed[row] = NumericalError("overflow")
             else:
-                crop = center_crop(self.originals[number], SIZE)
-                images[row] = np.asarray(crop.filter(ImageFilter.GaussianBlur(4 / steps)))
+                crop = center_crop(self.originals[number // samples], SIZE)
+                images[row] = np.asarray(crop.filter(ImageFilter.GaussianBlur(4 / steps + number % samples)))
         return Inversion(
             images=images,
             latents=torch.zeros(len(seed), 4, 6, 6),

@@ -1,0 +1,52 @@
+"""Originals and reconstructions as they are compared: pixels in one size, and what the judging backbone sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from featinv_fast.evaluate.classifier import Classifier, comparable_maps
+from featinv_fast.evaluate.inputs import Example
+from featinv_fast.evaluate.measures import Seen
+from featinv_fast.features import center_crop
+
+
+class Viewer:
+    """Looks at images.
+
+    Args:
+        backbone: makes the maps that the engine takes.
+        judge: whose features and classes are compared.
+        image_size: of the engine's images, in pixels.
+    """
+
+    def __init__(self, backbone: Classifier, judge: Classifier, image_size: int) -> None:
+        self.backbone = backbone
+        self.judge = judge
+        self._image_size = image_size
+
+    def originals(self, examples: Sequence[Example]) -> tuple[Tensor, Seen, list[Image.Image]]:
+        """What the engine is given, in the backbone's layout; what is seen; the crops, as large as its images."""
+        images = [example.image for example in examples if isinstance(example.image, Image.Image)]
+        features, logits = self.backbone.features_and_logits(self.backbone.preprocess(images))
+        size = (self._image_size, self._image_size)
+        crops = [
+            center_crop(image, self.backbone.input_size).resize(size, Image.Resampling.BILINEAR) for image in images
+        ]
+        pixels = torch.from_numpy(np.stack([np.asarray(crop) for crop in crops]))
+        if self.judge is self.backbone:
+            maps = comparable_maps(features, self.backbone.spec)
+            return features, Seen(images=pixels, maps=maps, logits=logits), crops
+        return features, self._seen(images, pixels), crops
+
+    def reconstructions(self, pixels: Tensor) -> Seen:
+        """What is seen in images uint8 [B, s, s, 3]."""
+        return self._seen([Image.fromarray(image) for image in pixels.numpy()], pixels)
+
+    def _seen(self, images: Sequence[Image.Image], pixels: Tensor) -> Seen:
+        features, logits = self.judge.features_and_logits(self.judge.preprocess(images))
+        return Seen(images=pixels, maps=comparable_maps(features, self.judge.spec), logits=logits)
