@@ -50,6 +50,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="only N images, spread evenly over the folder")
     parser.add_argument("--group-by-folder", action="store_true", help="a table row for each subfolder")
     add_backbone_options(parser)
+    parser.add_argument(
+        "--labels",
+        metavar="folders | FILE.csv",
+        help="true classes, for the accuracy on originals and reconstructions: the images' folders, or a table with "
+        "the columns name and label; labels are numbers of classes, or names that are known of the backbone",
+    )
     parser.add_argument("--checkpoint", type=Path, help="the engine's checkpoint: its autoencoder gives the ceiling")
     parser.add_argument("--inception", type=Path, metavar="FILE", help="pt_inception-2015-12-05-6726825d.pth, for FID")
     parser.add_argument("--seed", type=int, default=0, help="image k uses SEED + k; default 0")
@@ -83,6 +89,7 @@ def run(options: argparse.Namespace) -> int:
         image_size=options.image_size,
         backbone_weights=options.backbone_weights,
         reading=image_reading(options),
+        labels=options.labels,
         checkpoint=options.checkpoint,
         inception=options.inception,
         seed=options.seed,
@@ -131,6 +138,8 @@ def _checked_settings(options: argparse.Namespace) -> tuple[Setting, ...]:
         require_checkpoint(options.checkpoint)
     if options.inception is not None:
         require_input(options.inception, "file", expected="pt_inception-2015-12-05-6726825d.pth")
+    if options.labels not in (None, "folders"):
+        require_input(options.labels, "file", expected="'folders', or a CSV file with the columns name and label")
     require_writable(options.out)
     count("batch_size", options.batch_size)
     count("pictures", options.pictures, least=0)

@@ -34,6 +34,7 @@ class EvaluateOptions:
         image_size: edge in pixels of what the backbone sees.
         backbone_weights: local weights of the backbone, or "random:SEED" for trying the pipeline.
         reading: the choices in reading images.
+        labels: "folders", or a CSV file of the images' true classes; see `read_labels` and `class_numbers`.
         checkpoint: the engine's checkpoint, whose autoencoder gives the ceiling.
         inception: file of Inception weights, for FID.
         seed: of the first image.
@@ -60,6 +61,7 @@ class EvaluateOptions:
     image_size: int | None = None
     backbone_weights: str | None = None
     reading: ImageReading = AS_STORED
+    labels: str | None = None
     checkpoint: Path | None = None
     inception: Path | None = None
     seed: int = 0

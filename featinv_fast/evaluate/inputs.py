@@ -47,12 +47,14 @@ class Example:
         image: as a PIL image, or uint8 [H, W, 3].
         name: of the image in records and pictures; its number where empty.
         label: the class of what it shows, where that is known.
+        target: the number of that class among the judge's logits, where that is known.
         group: name for tables, such as "drawing" or "noise/3"; the images of one group make a row.
     """
 
     image: Image.Image | np.ndarray
     name: str = ""
     label: str | None = None
+    target: int | None = None
     group: str = ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,9 +40,11 @@ class Viewer:
         ]
         pixels = torch.from_numpy(np.stack([np.asarray(crop) for crop in crops]))
         if self.judge is self.backbone:
-            maps = comparable_maps(features, self.backbone.spec)
-            return features, Seen(images=pixels, maps=maps, logits=logits), crops
-        return features, self._seen(images, pixels), crops
+            seen = Seen(images=pixels, maps=comparable_maps(features, self.backbone.spec), logits=logits)
+        else:
+            seen = self._seen(images, pixels)
+        targets = torch.tensor([-1 if example.target is None else example.target for example in examples])
+        return features, dataclasses.replace(seen, targets=targets if bool((targets >= 0).any()) else None), crops
 
     def reconstructions(self, pixels: Tensor) -> Seen:
         """What is seen in images uint8 [B, s, s, 3]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +18,13 @@ class Seen:
         images: uint8 [B, s, s, 3].
         maps: [B, C, H, W].
         logits: [B, K], or None for a backbone without classes.
+        targets: true classes int64 [B] of originals, -1 where nobody knows; None without any.
     """
 
     images: Tensor
     maps: Tensor
     logits: Tensor | None
+    targets: Tensor | None = None
 
     def __getitem__(self, rows: Sequence[int] | slice) -> Seen:
         return self._each(lambda values: values[rows])
@@ -32,13 +35,12 @@ class Seen:
 
     @staticmethod
     def joined(parts: Sequence[Seen]) -> Seen:
-        """The rows of all, which have logits all or none."""
-        logits = [part.logits for part in parts if part.logits is not None]
-        return Seen(
-            images=torch.cat([part.images for part in parts]),
-            maps=torch.cat([part.maps for part in parts]),
-            logits=torch.cat(logits) if logits else None,
-        )
+        """The rows of all; without what some do not have."""
+        found: dict[str, Any] = {}
+        for field in dataclasses.fields(Seen):
+            values = [getattr(part, field.name) for part in parts]
+            found[field.name] = None if any(value is None for value in values) else torch.cat(values)
+        return Seen(**found)
 
     @property
     def nbytes(self) -> int:
@@ -46,8 +48,11 @@ class Seen:
         return self.images.nbytes + self.maps.nbytes
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> Seen:
-        logits = None if self.logits is None else function(self.logits)
-        return Seen(images=function(self.images), maps=function(self.maps), logits=logits)
+        found: dict[str, Any] = {}
+        for field in dataclasses.fields(Seen):
+            value = getattr(self, field.name)
+            found[field.name] = None if value is None else function(value)
+        return Seen(**found)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
