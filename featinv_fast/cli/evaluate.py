@@ -23,10 +23,12 @@ from featinv_fast.cli.shared import (
     image_reading,
     named_engine,
     open_runtime,
+    refuse_without_effect,
     tell_builtin,
 )
 
 if TYPE_CHECKING:
+    from featinv_fast.commands.evaluate_options import JudgeOptions
     from featinv_fast.engine import EngineFolder
     from featinv_fast.samplers import Setting
 
@@ -56,6 +58,13 @@ def add_parser(commands: Any) -> None:
         help="true classes, for the accuracy on originals and reconstructions: the images' folders, or a table with "
         "the columns name and label; labels are numbers of classes, or names that are known of the backbone",
     )
+    judge = parser.add_argument_group("a second network that judges, named as for `featinv features`")
+    judge.add_argument(
+        "--judge", metavar="NAME", help="the network; best one that had no part in the engine's training"
+    )
+    judge.add_argument("--judge-layer", metavar="L", help="whose maps are compared; default: final")
+    judge.add_argument("--judge-image-size", type=int, metavar="S", help="edge in pixels of what it sees")
+    judge.add_argument("--judge-weights", metavar="FILE", help="its local weights, or random:SEED")
     parser.add_argument("--checkpoint", type=Path, help="the engine's checkpoint: its autoencoder gives the ceiling")
     parser.add_argument("--inception", type=Path, metavar="FILE", help="pt_inception-2015-12-05-6726825d.pth, for FID")
     parser.add_argument("--seed", type=int, default=0, help="image k uses SEED + k; default 0")
@@ -90,6 +99,7 @@ def run(options: argparse.Namespace) -> int:
         backbone_weights=options.backbone_weights,
         reading=image_reading(options),
         labels=options.labels,
+        judge=_judge(options),
         checkpoint=options.checkpoint,
         inception=options.inception,
         seed=options.seed,
@@ -147,6 +157,28 @@ def _checked_settings(options: argparse.Namespace) -> tuple[Setting, ...]:
     if options.limit is not None:
         count("limit", options.limit)
     return tuple(Setting.parse(text) for text in options.settings)
+
+
+def _judge(options: argparse.Namespace) -> JudgeOptions | None:
+    """The second network.
+
+    Raises:
+        FeatInvError: it has options and no name, or they are wrong.
+    """
+    from featinv_fast.commands.evaluate_options import JudgeOptions
+
+    if options.judge is None:
+        names = ["judge_layer", "judge_image_size", "judge_weights"]
+        refuse_without_effect(options, names, "no judge is named", expected="--judge NAME as well")
+        return None
+    if options.judge_image_size is not None:
+        count("--judge-image-size", options.judge_image_size)
+    return JudgeOptions(
+        name=options.judge,
+        layer=options.judge_layer,
+        image_size=options.judge_image_size,
+        weights=options.judge_weights,
+    )
 
 
 def _engine(options: argparse.Namespace, settings: Sequence[Setting]) -> EngineFolder:

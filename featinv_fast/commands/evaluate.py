@@ -12,6 +12,7 @@ from pathlib import Path
 
 from featinv_fast.commands.evaluate_options import BEGIN_ANEW, FINISHED, REPORT, EvaluateOptions
 from featinv_fast.commands.identity import inputs_below, running_identity
+from featinv_fast.commands.judges import open_judge
 from featinv_fast.commands.labels import read_labels
 from featinv_fast.commands.remembered import RememberedInverter
 from featinv_fast.config import FeatureLayout
@@ -26,6 +27,7 @@ from featinv_fast.evaluate import (
     PooledFeatures,
     Report,
     autoencoder_of,
+    class_count,
     class_numbers,
     evaluate,
     html_page,
@@ -39,7 +41,8 @@ from featinv_fast.runtime import Runtime
 
 OUTPUTS = ("images.jsonl", "plot.png", "page.png", "page.html", REPORT)
 
-_Class = tuple[str | None, int | None]  # the label of an image, and its number among the backbone's classes
+# The label of an image, and its number among the backbone's and the judge's classes.
+_Class = tuple[str | None, int | None, int | None]
 
 
 class EvaluateInterrupted(KeyboardInterrupt):
@@ -62,14 +65,17 @@ def evaluate_folder(runtime: Runtime, options: EvaluateOptions) -> tuple[Report,
     if options.limit is not None and options.limit < len(paths):
         paths = [paths[i * len(paths) // options.limit] for i in range(options.limit)]
     backbone = _backbone(runtime, options)
-    classes = _classes(paths, options, backbone)
+    judge = None if options.judge is None else open_judge(options.judge, backbone)
+    classes = _classes(paths, options, backbone, judge)
     identity = {"given": options.given(), "inputs": _fingerprint(options.images, paths), **running_identity(runtime)}
     with open_ledger(options.out, identity, work="evaluation", remedy=BEGIN_ANEW, restart=options.force) as ledger:
         ledger.claim(OUTPUTS)
         engine = RememberedInverter(runtime, ledger)
         unreadable: dict[str, str] = {}
         try:
-            report = _evaluated(runtime, engine, backbone, _examples(paths, classes, options, unreadable), options)
+            report = _evaluated(
+                runtime, engine, backbone, judge, _examples(paths, classes, options, unreadable), options
+            )
         except EvaluationInterrupted as interruption:
             if interruption.report is not None:
                 _write(interruption.report, options, ledger)
@@ -86,6 +92,7 @@ def _evaluated(
     runtime: Runtime,
     engine: RememberedInverter,
     backbone: Backbone,
+    judge: Backbone | None,
     examples: Iterator[Example],
     options: EvaluateOptions,
 ) -> Report:
@@ -101,6 +108,7 @@ def _evaluated(
         examples,
         options.settings,
         judge=backbone,
+        second_judge=judge,
         autoencoder=None if options.checkpoint is None else autoencoder_of(options.checkpoint, device=device),
         spaces=spaces,
         seed=options.seed,
@@ -127,20 +135,23 @@ def _backbone(runtime: Runtime, options: EvaluateOptions) -> Backbone:
     )
 
 
-def _classes(paths: list[Path], options: EvaluateOptions, backbone: Backbone) -> list[_Class]:
+def _classes(paths: list[Path], options: EvaluateOptions, backbone: Backbone, judge: Backbone | None) -> list[_Class]:
     if options.labels is None:
         folders: Sequence[str | None] = class_folders(options.images, paths) or [None] * len(paths)
-        return [(folder, None) for folder in folders]
+        return [(folder, None, None) for folder in folders]
     root = options.images if options.images.is_dir() else options.images.parent
     labels = read_labels(options.labels, root, [path.relative_to(root).as_posix() for path in paths])
-    return list(zip(labels, class_numbers(backbone, labels), strict=True))
+    second: Sequence[int | None] = [None] * len(paths)
+    if judge is not None and class_count(judge) == class_count(backbone):  # else numbers would mean other classes
+        second = class_numbers(judge, labels)
+    return list(zip(labels, class_numbers(backbone, labels), second, strict=True))
 
 
 def _examples(
     paths: list[Path], classes: Sequence[_Class], options: EvaluateOptions, unreadable: dict[str, str]
 ) -> Iterator[Example]:
     root = options.images if options.images.is_dir() else options.images.parent
-    for path, (label, target) in zip(paths, classes, strict=True):
+    for path, (label, target, second) in zip(paths, classes, strict=True):
         name = path.relative_to(root)
         shown = readable(name.as_posix())
         try:
@@ -149,7 +160,7 @@ def _examples(
             unreadable[shown] = error.message(command_line=True)
             continue
         group = readable(name.parent.as_posix()) if options.group_by_folder else ""
-        yield Example(image=image, name=shown, label=label, target=target, group=group)
+        yield Example(image=image, name=shown, label=label, target=target, second_target=second, group=group)
 
 
 def _fingerprint(root: Path, paths: Sequence[Path]) -> str:

@@ -20,6 +20,29 @@ BEGIN_ANEW = "name another folder; or pass --force, which removes what that eval
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgeOptions:
+    """A network by the words of `featinv features`; see `features.Backbone`.
+
+    Attributes:
+        name: of the network.
+        layer: whose maps are compared; "final" where nothing is said.
+        image_size: edge in pixels of what it sees; its own where nothing is said.
+        weights: a local file, or "random:SEED".
+
+    Raises:
+        InputNotFoundError: no such file.
+    """
+
+    name: str
+    layer: str | None = None
+    image_size: int | None = None
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        require_weights(self.weights)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
     """What to evaluate on, and how.
 
@@ -35,6 +58,7 @@ class EvaluateOptions:
         backbone_weights: local weights of the backbone, or "random:SEED" for trying the pipeline.
         reading: the choices in reading images.
         labels: "folders", or a CSV file of the images' true classes; see `read_labels` and `class_numbers`.
+        judge: a second network that looks at the reconstructions.
         checkpoint: the engine's checkpoint, whose autoencoder gives the ceiling.
         inception: file of Inception weights, for FID.
         seed: of the first image.
@@ -62,6 +86,7 @@ class EvaluateOptions:
     backbone_weights: str | None = None
     reading: ImageReading = AS_STORED
     labels: str | None = None
+    judge: JudgeOptions | None = None
     checkpoint: Path | None = None
     inception: Path | None = None
     seed: int = 0

@@ -2,7 +2,7 @@
 
 from featinv_fast.evaluate.bootstrap import interval
 from featinv_fast.evaluate.ceiling import autoencoder_of
-from featinv_fast.evaluate.class_names import class_numbers
+from featinv_fast.evaluate.class_names import class_count, class_numbers
 from featinv_fast.evaluate.classifier import Classifier, Pooled
 from featinv_fast.evaluate.feature_spaces import WORLD_DISTANCE, InceptionFeatures, PooledFeatures
 from featinv_fast.evaluate.frechet import (
@@ -54,6 +54,7 @@ __all__ = [
     "Setting",
     "TopKMatch",
     "autoencoder_of",
+    "class_count",
     "class_numbers",
     "contact_sheet",
     "evaluate",

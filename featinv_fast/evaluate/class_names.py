@@ -23,9 +23,8 @@ def class_numbers(backbone: Backbone, labels: Sequence[str]) -> list[int]:
     Raises:
         ArgumentError: the model has no classes, or not such ones.
     """
-    size = backbone.input_size
-    _, logits = backbone.features_and_logits(backbone.preprocess([Image.new("RGB", (size, size))]))
-    if logits is None:
+    count = class_count(backbone)
+    if count is None:
         raise ArgumentError(
             "labels say nothing about a network without classes",
             given=backbone.spec.backbone,
@@ -33,7 +32,6 @@ def class_numbers(backbone: Backbone, labels: Sequence[str]) -> list[int]:
             remedy="leave the labels out, or name weights with a classifier",
             command_remedy="leave out --labels, or name --backbone-weights with a classifier",
         )
-    count = logits.shape[1]
     names = _names(backbone, count)
     numbers = {label: _number(label, names, count) for label in dict.fromkeys(labels)}
     unknown = [label for label, number in numbers.items() if number is None]
@@ -46,6 +44,13 @@ def class_numbers(backbone: Backbone, labels: Sequence[str]) -> list[int]:
             remedy="give numbers; a classifier that was trained on folders counts them in alphabetical order",
         )
     return [number for label in labels if (number := numbers[label]) is not None]
+
+
+def class_count(backbone: Backbone) -> int | None:
+    """How many classes a model tells apart; None for one without a classifier."""
+    size = backbone.input_size
+    _, logits = backbone.features_and_logits(backbone.preprocess([Image.new("RGB", (size, size))]))
+    return None if logits is None else logits.shape[1]
 
 
 def _number(label: str, names: dict[str, int], count: int) -> int | None:

@@ -52,9 +52,11 @@ class Floor:
 
     def add(self, examples: Sequence[Example], seen: Seen) -> None:
         """Take note of a batch of originals."""
+        assert seen.images is not None
+        crops = seen.images
         self._count += len(examples)
         self._kept += [
-            _Original(self._key(seen.images[row]), example.name, example.label, seen.kept(row))
+            _Original(self._key(crops[row]), example.name, example.label, seen.kept(row))
             for row, example in enumerate(examples)
         ]
         self._kept.sort(key=lambda original: original.order)

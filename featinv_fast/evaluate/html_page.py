@@ -29,7 +29,8 @@ def html_page(report: Report, *, plot: Image.Image | None = None) -> str:
     """Tables, the plot if given, and all pictures of a report."""
     row = report.rows[0]
     ran = ", ".join(dict.fromkeys(f"{r.backend} on {r.device} in {r.precision}" for r in report.rows if r.backend))
-    about = f"Features of {row.backbone}, judged by {row.judge}. {ran or 'Nothing ran'}, {row.created}."
+    second = "" if row.second_judge is None else f" and by {row.second_judge} (judge)"
+    about = f"Features of {row.backbone}, judged by {row.judge}{second}. {ran or 'Nothing ran'}, {row.created}."
     title = f"Reconstructions by {row.engine}"
     parts = [
         f"<h1>{_text(title)}</h1>",

@@ -48,6 +48,7 @@ class Example:
         name: of the image in records and pictures; its number where empty.
         label: the class of what it shows, where that is known.
         target: the number of that class among the judge's logits, where that is known.
+        second_target: likewise among those of the second judge.
         group: name for tables, such as "drawing" or "noise/3"; the images of one group make a row.
     """
 
@@ -55,6 +56,7 @@ class Example:
     name: str = ""
     label: str | None = None
     target: int | None = None
+    second_target: int | None = None
     group: str = ""
 
 

@@ -49,6 +49,7 @@ def evaluate(
     settings: Sequence[Setting] = (Setting(),),
     *,
     judge: Classifier | None = None,
+    second_judge: Classifier | None = None,
     autoencoder: Callable[[Tensor], Tensor] | None = None,
     spaces: Sequence[FeatureSpace] = (),
     seed: int = 0,
@@ -72,6 +73,7 @@ def evaluate(
         settings: samplers, steps and guidance to compare.
         judge: the backbone whose features and classes are compared, where it is not the engine's own: for engines of
             pooled features, or to hold engines of several stages to one measure.
+        second_judge: a network beside it, that had no part in the engine: the figures `judge_cosine` and so on are its.
         autoencoder: encodes and decodes images [B, 3, s, s] in [-1, 1]; what it gives back is the ceiling.
         spaces: feature spaces of Frechet distances.
         seed: of the first image.
@@ -100,7 +102,7 @@ def evaluate(
             remedy="pass [Setting()] for the engine's own",
         )
     batch_size, samples = count("batch_size", batch_size), count("samples", samples)
-    viewer = Viewer(backbone, judge or backbone, int(runtime.info["image_size"]))
+    viewer = Viewer(backbone, judge or backbone, second_judge, int(runtime.info["image_size"]))
     run = _Evaluation(runtime, viewer, settings, autoencoder, spaces, seed, samples, pictures, clock)
     try:
         with _progress_bar(shown=progress) as advance:
@@ -138,6 +140,12 @@ class _Originals:
     seen: Seen
     pictures: Mapping[int, Picture]
 
+    @property
+    def pixels(self) -> Tensor:
+        """Uint8 [B, s, s, 3]."""
+        assert self.seen.images is not None
+        return self.seen.images
+
 
 class _Evaluation:
     """The state of one evaluation."""
@@ -172,7 +180,7 @@ class _Evaluation:
         """Evaluate one batch."""
         originals = self._look_at(examples)
         if self._autoencoder is not None:
-            pixels = originals.seen.images.permute(0, 3, 1, 2).float() / 127.5 - 1.0  # [B, 3, s, s]
+            pixels = originals.pixels.permute(0, 3, 1, 2).float() / 127.5 - 1.0  # [B, 3, s, s]
             self._compare(self._ceiling, originals, to_uint8(self._autoencoder(pixels)).cpu(), errors={})
         for setting, series in self._settings:
             started = self._clock()
@@ -192,7 +200,7 @@ class _Evaluation:
                 self._refuse_twins()
             self._compare(series, originals, torch.from_numpy(inversion.images), inversion.errors)
         for distance in self._distances:
-            distance.update(ORIGINALS, originals.seen.images)
+            distance.update(ORIGINALS, originals.pixels)
         self._floor.add(examples, originals.seen)
         self.count += len(examples)
 
@@ -206,6 +214,7 @@ class _Evaluation:
             engine=str(self._runtime.info["name"]),
             backbone=self._viewer.backbone.spec,
             judge=self._viewer.judge.spec,
+            second_judge=None if self._viewer.second is None else self._viewer.second.spec,
             seed=self._seed,
             samples=self._samples,
         )

@@ -78,6 +78,7 @@ class Row:
         versions: package -> version.
         figures: name of a measure, see `MEASURES` and `SPREADS`, -> its mean; without those that nothing is known of.
         samples: reconstructions of each original.
+        second_judge: the network and layer that the figures `judge_...` are by, where there is one.
     """
 
     label: str
@@ -106,6 +107,7 @@ class Row:
     versions: dict[str, str]
     figures: dict[str, Figure] = dataclasses.field(default_factory=dict)
     samples: int = 1
+    second_judge: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

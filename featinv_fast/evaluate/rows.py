@@ -37,6 +37,7 @@ def make_rows(
     engine: str,
     backbone: FeatureSpec,
     judge: FeatureSpec,
+    second_judge: FeatureSpec | None,
     seed: int,
     samples: int,
 ) -> tuple[Row, ...]:
@@ -70,6 +71,7 @@ def make_rows(
                     **ran,
                     distances=measured if group is None else {},
                     figures=_figures(one, group, seed),
+                    second_judge=None if second_judge is None else _named(second_judge),
                     samples=samples if one.kind is Kind.ENGINE else 1,
                     created=created,
                     versions=versions,

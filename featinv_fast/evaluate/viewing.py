@@ -22,12 +22,14 @@ class Viewer:
     Args:
         backbone: makes the maps that the engine takes.
         judge: whose features and classes are compared.
+        second: a second judge.
         image_size: of the engine's images, in pixels.
     """
 
-    def __init__(self, backbone: Classifier, judge: Classifier, image_size: int) -> None:
+    def __init__(self, backbone: Classifier, judge: Classifier, second: Classifier | None, image_size: int) -> None:
         self.backbone = backbone
         self.judge = judge
+        self.second = second
         self._image_size = image_size
 
     def originals(self, examples: Sequence[Example]) -> tuple[Tensor, Seen, list[Image.Image]]:
@@ -39,17 +41,31 @@ class Viewer:
             center_crop(image, self.backbone.input_size).resize(size, Image.Resampling.BILINEAR) for image in images
         ]
         pixels = torch.from_numpy(np.stack([np.asarray(crop) for crop in crops]))
-        if self.judge is self.backbone:
+        if self.judge is self.backbone and self.second is None:
             seen = Seen(images=pixels, maps=comparable_maps(features, self.backbone.spec), logits=logits)
         else:
             seen = self._seen(images, pixels)
-        targets = torch.tensor([-1 if example.target is None else example.target for example in examples])
-        return features, dataclasses.replace(seen, targets=targets if bool((targets >= 0).any()) else None), crops
+        if seen.judged is not None:
+            targets = _targets([example.second_target for example in examples])
+            seen = dataclasses.replace(seen, judged=dataclasses.replace(seen.judged, targets=targets))
+        targets = _targets([example.target for example in examples])
+        return features, dataclasses.replace(seen, targets=targets), crops
 
     def reconstructions(self, pixels: Tensor) -> Seen:
         """What is seen in images uint8 [B, s, s, 3]."""
         return self._seen([Image.fromarray(image) for image in pixels.numpy()], pixels)
 
     def _seen(self, images: Sequence[Image.Image], pixels: Tensor) -> Seen:
-        features, logits = self.judge.features_and_logits(self.judge.preprocess(images))
-        return Seen(images=pixels, maps=comparable_maps(features, self.judge.spec), logits=logits)
+        second = None if self.second is None else _looked(self.second, images, None)
+        return dataclasses.replace(_looked(self.judge, images, pixels), judged=second)
+
+
+def _looked(judge: Classifier, images: Sequence[Image.Image], pixels: Tensor | None) -> Seen:
+    features, logits = judge.features_and_logits(judge.preprocess(images))
+    return Seen(images=pixels, maps=comparable_maps(features, judge.spec), logits=logits)
+
+
+def _targets(numbers: Sequence[int | None]) -> Tensor | None:
+    if all(number is None for number in numbers):
+        return None
+    return torch.tensor([-1 if number is None else number for number in numbers])

@@ -37,7 +37,7 @@ PIXEL_SPREAD = Measure(
     name="pixel_spread",
     title="spread in pixels (of 255)",
     form=".2f",
-    compute=lambda _, by: pixel_deviation(by.images).mean().reshape(1),
+    compute=lambda _, by: None if by.images is None else pixel_deviation(by.images).mean().reshape(1),
 )
 FEATURE_SPREAD = Measure(
     name="feature_spread",
@@ -46,5 +46,8 @@ FEATURE_SPREAD = Measure(
     compute=lambda of, by: feature_spread(of.maps, by.maps),
 )
 PAIRWISE_SSIM = Measure(
-    name="pairwise_ssim", title="SSIM among images of a map", form=".4f", compute=lambda _, by: pairwise_ssim(by.images)
+    name="pairwise_ssim",
+    title="SSIM among images of a map",
+    form=".4f",
+    compute=lambda _, by: None if by.images is None else pairwise_ssim(by.images),
 )
