@@ -11,7 +11,6 @@ from torch import Tensor
 
 from featinv_fast.models import Autoencoder
 from featinv_fast.train import diffusion
-from featinv_fast.train.base import SHOWN
 from featinv_fast.train.data import Data, batch_of
 from featinv_fast.train.images import to_signed
 from featinv_fast.train.objective import Objective
@@ -54,7 +53,11 @@ class AutoencoderObjective(Objective):
 
     def load(self, draws: np.ndarray) -> dict[str, Tensor]:
         """The images of these draws."""
-        return {"images": torch.from_numpy(batch_of(self._data, draws)["images"])}
+        return self.load_from(self._data, draws)
+
+    def load_from(self, data: Data, draws: np.ndarray) -> dict[str, Tensor]:
+        """Images of any data."""
+        return {"images": torch.from_numpy(batch_of(data, draws)["images"])}
 
     def forward(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, average: Mapping[str, Tensor] | None
@@ -79,10 +82,9 @@ class AutoencoderObjective(Objective):
             loss = loss + recipe.perceptual_weight * terms["perceptual"]
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
-    def preview(self) -> Tensor:
-        """The first images, and below them what is left of them."""
-        batch = self.load(np.arange(min(SHOWN, self.length), dtype=np.int64))
-        image = to_signed(batch["images"].to(next(self.parameters()).device), self._image_size)
+    def show(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The images, and below them what is left of them."""
+        image = to_signed(batch["images"], self._image_size)
         mean, _ = self.autoencoder.encoder(image)
         return torch.stack([image, self.autoencoder.decode(mean * self.autoencoder.decoder.latent_scale)])
 

@@ -52,12 +52,16 @@ class BackboneObjective(Objective):
         return len(self._data)
 
     def load(self, draws: np.ndarray) -> dict[str, Tensor]:
-        """Images and labels.
+        """Images and labels, see `load_from`."""
+        return self.load_from(self._data, draws)
+
+    def load_from(self, data: Data, draws: np.ndarray) -> dict[str, Tensor]:
+        """Images of any data and their labels.
 
         Raises:
             ArgumentError: the data have no labels, or more classes than the model.
         """
-        batch = batch_of(self._data, draws)
+        batch = batch_of(data, draws)
         labels = batch.get("labels")
         if labels is None or labels.min() < 0 or labels.max() >= self._recipe.classes:
             raise ArgumentError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,14 +13,13 @@ from featinv_fast.models import UNet
 from featinv_fast.train import diffusion
 from featinv_fast.train.concepts import Captions
 from featinv_fast.train.inputs import Inputs
-from featinv_fast.train.objective import Objective
+from featinv_fast.train.objective import SHOWN, LatentObjective
 from featinv_fast.train.settings import BaseRecipe
 
-SHOWN = 8  # images in a preview
 PREVIEW_STEPS = 20
 
 
-class BaseObjective(Objective):
+class BaseObjective(LatentObjective):
     """The simple loss on eps (arXiv 2006.11239, eq. 14) in latent space, with the prompt dropped now and then.
 
     Args:
@@ -45,23 +43,13 @@ class BaseObjective(Objective):
         prompts: Mapping[str, Tensor],
         captions: Captions | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(inputs)
         self.unet = unet
-        self.inputs = inputs
         self.captions = captions
         self._recipe = recipe
         self._latent_shape = (config.latent_channels, config.latent_size, config.latent_size)
         self.register_buffer("cond", prompts["cond"])
         self.register_buffer("uncond", prompts["uncond"])
-
-    @property
-    def length(self) -> int:
-        """Number of different images."""
-        return self.inputs.length
-
-    def load(self, draws: np.ndarray) -> dict[str, Tensor]:
-        """See `Inputs.load`."""
-        return self.inputs.load(draws)
 
     def forward(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, average: Mapping[str, Tensor] | None

@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,14 +13,14 @@ from torch import Tensor
 from featinv_fast import samplers
 from featinv_fast.models import FeatInv
 from featinv_fast.train import diffusion
-from featinv_fast.train.base import PREVIEW_STEPS, SHOWN, drop_mask
+from featinv_fast.train.base import PREVIEW_STEPS, drop_mask
 from featinv_fast.train.inputs import Inputs
-from featinv_fast.train.objective import Objective
+from featinv_fast.train.objective import LatentObjective
 from featinv_fast.train.perceptual import LatentPerceptual
 from featinv_fast.train.settings import ControlNetRecipe
 
 
-class ControlNetObjective(Objective):
+class ControlNetObjective(LatentObjective):
     """The loss on eps, features and prompt dropped together: zeros and the empty prompt.
 
     Args:
@@ -44,23 +43,13 @@ class ControlNetObjective(Objective):
         recipe: ControlNetRecipe,
         perceptual: LatentPerceptual | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(inputs)
         self.model = model
-        self.inputs = inputs
         self._recipe = recipe
         self._perceptual = perceptual
         self.register_buffer("cond", prompts["cond"])
         self.register_buffer("uncond", prompts["uncond"])
         self.register_buffer("control_scales", torch.ones(1, model.config.control_count), persistent=False)
-
-    @property
-    def length(self) -> int:
-        """Number of different images."""
-        return self.inputs.length
-
-    def load(self, draws: np.ndarray) -> dict[str, Tensor]:
-        """See `Inputs.load`."""
-        return self.inputs.load(draws)
 
     def forward(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, average: Mapping[str, Tensor] | None
@@ -96,10 +85,8 @@ class ControlNetObjective(Objective):
             losses |= {"loss": losses["loss"] + seen, "perceptual": seen.detach()}
         return losses
 
-    def preview(self) -> Tensor:
-        """Decoded latents of the first images, and below them their reconstructions from the features."""
-        batch = self.load(np.arange(min(SHOWN, self.length), dtype=np.int64))
-        batch = {name: tensor.to(self.cond.device) for name, tensor in batch.items()}
+    def show(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Decoded latents, and below them their reconstructions from the features."""
         latents, features = self.inputs.mean_latents(batch), self.inputs.features(batch)
         noise = diffusion.normal(latents, torch.Generator().manual_seed(0))
         table = samplers.build("ddim", PREVIEW_STEPS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import os
@@ -158,6 +159,12 @@ def open_data(config: DataConfig, root: Path, *, records: Path | None = None, pr
         scan=Scan(folder, None if records is None else records / f"images-{key}.jsonl", progress=progress),
     )
     return ImageFolder(images, size=config.size, crop=config.crop, flips=config.flips, seed=config.seed)
+
+
+def open_held_out(config: DataConfig, root: Path, *, records: Path | None = None, progress: bool = False) -> Data:
+    """What a training on `config` holds out for its validation, in the same pixels every time; see `open_data`."""
+    held_out = dataclasses.replace(config, split=Split.VALIDATION, count=None, crop=Crop.CENTER)
+    return open_data(held_out, root, records=records, progress=progress)
 
 
 def repeats(data: Data) -> bool:

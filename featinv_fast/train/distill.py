@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from featinv_fast import samplers
 from featinv_fast.models import FeatInv
 from featinv_fast.train import diffusion
-from featinv_fast.train.base import PREVIEW_STEPS, SHOWN
+from featinv_fast.train.base import PREVIEW_STEPS
 from featinv_fast.train.inputs import Inputs
-from featinv_fast.train.objective import Objective
+from featinv_fast.train.objective import LatentObjective
 from featinv_fast.train.perceptual import LatentPerceptual
 from featinv_fast.train.settings import DistillRecipe
 from featinv_fast.train.student import Conditioned
 
 
-class DistillObjective(Objective, abc.ABC):
+class DistillObjective(LatentObjective, abc.ABC):
     """A student learns from a teacher.
 
     Args:
@@ -42,31 +42,19 @@ class DistillObjective(Objective, abc.ABC):
         prompts: dict[str, Tensor],
         perceptual: LatentPerceptual | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(inputs)
         self.perceptual = perceptual
         self.student = Conditioned(student, prompts)
         self.teacher = Conditioned(teacher, prompts, recipe.unconditional_strength)
-        self.inputs = inputs
         self.recipe = recipe
-
-    @property
-    def length(self) -> int:
-        """Number of different images."""
-        return self.inputs.length
-
-    def load(self, draws: np.ndarray) -> dict[str, Tensor]:
-        """See `Inputs.load`."""
-        return self.inputs.load(draws)
 
     def guidance(self, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
         """Guidance scales, uniform on the recipe's range: [count]."""
         low, high = self.recipe.guidance_scale
         return (low + (high - low) * torch.rand(count, generator=generator)).to(device)
 
-    def preview(self) -> Tensor:
+    def show(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Decoded latents, the teacher's reconstructions, and the student's with few steps, from the same noise."""
-        batch = self.load(np.arange(min(SHOWN, self.length), dtype=np.int64))
-        batch = {name: tensor.to(self.student.prompts.device) for name, tensor in batch.items()}
         latents, features = self.inputs.mean_latents(batch), self.inputs.features(batch)
         noise = diffusion.normal(latents, torch.Generator().manual_seed(0))
         scale = torch.full((len(latents),), sum(self.recipe.guidance_scale) / 2, device=latents.device)

@@ -111,6 +111,12 @@ RULES: tuple[Idle, ...] = (
         _always,
         "a base has no condition encoder",
     ),
+    Idle(
+        (BackboneRecipe, BaseRecipe),
+        ("validation.shown",),
+        _always,
+        "nothing is reconstructed: a validation of this recipe is its losses",
+    ),
     Idle((BaseRecipe,), ("drop_caption",), lambda recipe: not recipe.concepts, "there are no concepts to say"),
     Idle(
         (BaseRecipe,),

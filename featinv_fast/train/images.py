@@ -14,6 +14,11 @@ def to_pixels(images: Tensor, size: int) -> Tensor:
     return F.interpolate(pixels, (size, size), mode="bilinear", align_corners=False, antialias=True).clamp(0, 1)
 
 
+def to_bytes(images: Tensor) -> Tensor:
+    """[..., 3, H, W] in [-1, 1] -> uint8 [..., H, W, 3]."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().movedim(-3, -1)
+
+
 def to_signed(images: Tensor, size: int) -> Tensor:
     """The same in [-1, 1], as autoencoders take them."""
     return to_pixels(images, size) * 2 - 1

@@ -17,7 +17,7 @@ from featinv_fast.train.cache import precompute, rows
 from featinv_fast.train.data import Data, batch_of, identity, repeats
 from featinv_fast.train.diffusion import normal
 from featinv_fast.train.extractor import Extractor
-from featinv_fast.train.images import to_signed
+from featinv_fast.train.images import to_bytes, to_signed
 from featinv_fast.train.pairs import Pairs
 from featinv_fast.train.settings import Cache, DataConfig
 
@@ -59,6 +59,7 @@ class Inputs(nn.Module):
         self._concepts = tuple(concepts)
         self.autoencoder = autoencoder
         self._data = data
+        self._judge = extractor
         self._extractor = None if pairs is not None else extractor
         self._pairs = pairs
         self._image_size = image_size
@@ -86,8 +87,13 @@ class Inputs(nn.Module):
 
     def load(self, draws: np.ndarray) -> dict[str, Tensor]:
         """The kept rows of these draws, or their images."""
-        batch = self._shown(draws) if self._kept is None else rows(self._kept, draws % len(self._data))
-        return batch if self._pairs is None else batch | {"features": self._pairs.maps(draws % len(self._data))}
+        if self._kept is None:
+            return self.load_from(self._data, draws)
+        return rows(self._kept, draws % len(self._data)) | self._stored(self._data, draws)
+
+    def load_from(self, data: Data, draws: np.ndarray) -> dict[str, Tensor]:
+        """Images of any data, their concepts, and their maps where these were made elsewhere."""
+        return self._shown(data, draws) | self._stored(data, draws)
 
     def latents(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
         """A sample of the posterior, scaled: [B, 4, h, w]."""
@@ -106,6 +112,16 @@ class Inputs(nn.Module):
         assert self._extractor is not None, "this model takes no features"
         return self._extractor(batch["images"])
 
+    def likeness(self, images: Tensor, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """How near the backbone sees images [B, 3, H, W] in [-1, 1] to those of a batch: cosines [B], or None.
+
+        Of the two vectors at each position, averaged over the positions. None where there is no backbone.
+        """
+        if self._judge is None:
+            return None
+        seen, features = self._judge(to_bytes(images)), self.features(batch)
+        return torch.cosine_similarity(seen, features.to(seen), dim=1).flatten(1).mean(dim=1)
+
     def largest_feature(self) -> float:
         """The largest |value| in the features of the first images."""
         draws = np.arange(min(SAMPLED, self.length), dtype=np.int64)
@@ -122,15 +138,18 @@ class Inputs(nn.Module):
 
     @torch.no_grad()
     def _computed(self, indices: np.ndarray) -> dict[str, Tensor]:
-        shown = self._shown(indices)
+        shown = self._shown(self._data, indices)
         images = shown.pop("images")
         mean, log_variance = self._moments({"images": images})
         features = {} if self._extractor is None else {"features": self._extractor(images)}
         return {"mean": mean, "log_variance": log_variance, **features, **shown}
 
-    def _shown(self, draws: np.ndarray) -> dict[str, Tensor]:
-        batch = batch_of(self._data, draws)
+    def _shown(self, data: Data, draws: np.ndarray) -> dict[str, Tensor]:
+        batch = batch_of(data, draws)
         return {name: torch.from_numpy(batch[name]) for name in ("images", *self._concepts)}
+
+    def _stored(self, data: Data, draws: np.ndarray) -> dict[str, Tensor]:
+        return {} if self._pairs is None else {"features": self._pairs.maps(data, draws % len(data))}
 
     def _identity(self, config: DataConfig) -> dict[str, Any]:
         """What the kept values depend on."""

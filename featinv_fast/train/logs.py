@@ -13,25 +13,28 @@ from typing import Any, Self
 import numpy as np
 from torch import Tensor
 
-LOG = "log.csv"
+from featinv_fast.train.images import to_bytes
+
+LOG, VALIDATION = "log.csv", "validation.csv"
 
 
 class Log:
-    """Rows of numbers by step, in `log.csv` and for TensorBoard.
+    """Rows of numbers by step, in a CSV file and for TensorBoard.
 
     Args:
         folder: of the run.
         step: rows beyond it, which a killed run wrote after its last checkpoint, are dropped.
+        name: of the file. TensorBoard shows each file as a run of its own, so that equal columns share a chart.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
-        self._path = folder / LOG
-        rows = read_log(folder) if self._path.exists() else []
+    def __init__(self, folder: Path, step: int, name: str = LOG) -> None:
+        self._path = folder / name
+        rows = read_log(folder, name) if self._path.exists() else []
         self._columns = list(rows[0]) if rows else []
         kept = [row for row in rows if row["step"] <= step]
         if kept != rows:
             self._rewrite(kept)
-        self._board = _board(folder / "tensorboard", step)
+        self._board = _board(folder / "tensorboard" / ("" if name == LOG else self._path.stem), step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Add a row."""
@@ -65,9 +68,9 @@ class Log:
         temporary.replace(self._path)
 
 
-def read_log(folder: Path) -> list[dict[str, float]]:
+def read_log(folder: Path, name: str = LOG) -> list[dict[str, float]]:
     """The rows of a run's log. A last row that a killed run wrote half is left out."""
-    lines = (folder / LOG).read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = (folder / name).read_text(encoding="utf-8").splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]
     return [{name: float(text) for name, text in row.items()} for row in csv.DictReader(whole)]
 
@@ -76,9 +79,9 @@ def save_grid(path: Path, images: Tensor) -> None:
     """Save `images` [rows, columns, 3, H, W] in [-1, 1] as one PNG."""
     from PIL import Image
 
-    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()
-    rows, columns, _, height, width = pixels.shape
-    grid = pixels.transpose(0, 3, 1, 4, 2).reshape(rows * height, columns * width, 3)
+    pixels = to_bytes(images).cpu().numpy()
+    rows, columns, height, width, _ = pixels.shape
+    grid = pixels.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, 3)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.ascontiguousarray(grid)).save(path)
 

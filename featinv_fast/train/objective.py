@@ -9,6 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from featinv_fast.train.data import Data
+from featinv_fast.train.inputs import Inputs
+
+SHOWN = 8  # images in a preview
+
 
 class Objective(nn.Module, abc.ABC):
     """What is trained, on what, and towards what. Its parameters with `requires_grad` learn."""
@@ -23,6 +28,10 @@ class Objective(nn.Module, abc.ABC):
         """The items of `draws` on the CPU, a function of `draws` alone; called from another thread."""
 
     @abc.abstractmethod
+    def load_from(self, data: Data, draws: np.ndarray) -> dict[str, Tensor]:
+        """Items of other data in the same form: what is held out."""
+
+    @abc.abstractmethod
     def forward(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, average: Mapping[str, Tensor] | None
     ) -> dict[str, Tensor]:
@@ -34,6 +43,47 @@ class Objective(nn.Module, abc.ABC):
             average: the averaged weights by the names of this module's parameters, None without an average.
         """
 
+    def show(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """Images [rows, B, 3, H, W] in [-1, 1] of a batch, what is made of it in the last row; None for none."""
+        del batch
+        return None
+
+    def likeness(self, images: Tensor, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """Cosines [B] of the features of `images` [B, 3, H, W] in [-1, 1] to those of the batch; None without any."""
+        del images, batch
+        return None
+
     def preview(self) -> Tensor | None:
         """Images [rows, columns, 3, H, W] in [-1, 1] that show how far the training is; None for none."""
-        return None
+        device = next(self.parameters()).device
+        batch = self.load(np.arange(min(SHOWN, self.length), dtype=np.int64))
+        return self.show({name: tensor.to(device) for name, tensor in batch.items()})
+
+
+class LatentObjective(Objective, abc.ABC):
+    """An objective on latents, and on features where there are any.
+
+    Args:
+        inputs: where both come from.
+    """
+
+    def __init__(self, inputs: Inputs) -> None:
+        super().__init__()
+        self.inputs = inputs
+
+    @property
+    def length(self) -> int:
+        """Number of different images."""
+        return self.inputs.length
+
+    def load(self, draws: np.ndarray) -> dict[str, Tensor]:
+        """See `Inputs.load`."""
+        return self.inputs.load(draws)
+
+    def load_from(self, data: Data, draws: np.ndarray) -> dict[str, Tensor]:
+        """See `Inputs.load_from`."""
+        return self.inputs.load_from(data, draws)
+
+    def likeness(self, images: Tensor, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """See `Inputs.likeness`."""
+        return self.inputs.likeness(images, batch)

@@ -40,25 +40,20 @@ class Pairs:
 
     def __init__(self, config: FeaturesConfig, data: Data, root: Path, extractor: Extractor | None) -> None:
         self._stored = StoredFeatures(root / config.file)
-        if isinstance(data, ImageFolder):
-            self._places = np.array(data.selection.places, dtype=np.int64)
-            self._names = data.selection.listed
-        else:
-            self._places = np.arange(len(data), dtype=np.int64)
-            self._names = tuple(map(str, range(len(data))))
+        self._names = data.selection.listed if isinstance(data, ImageFolder) else tuple(map(str, range(len(data))))
         self._require_same_items()
         self.spec = _described(self._stored, config) if extractor is None else extractor.spec
         if extractor is not None and self._stored.spec is not None:
             require_same_features(
                 self._stored.spec, extractor.spec, owner=str(self._stored.path), taker="the recipe's backbone"
             )
-        self.maps(np.zeros(1, dtype=np.int64))  # says what is wrong with the shape
+        self.maps(data, np.zeros(1, dtype=np.int64))  # says what is wrong with the shape
         if extractor is not None:
             self._require_own_maps(data, extractor)
 
-    def maps(self, items: np.ndarray) -> Tensor:
-        """The maps of these items of the data: [B, C, h, w] on the CPU."""
-        return normalise(self._stored.rows(self._places[items]), self.spec, layout=self.spec.layout)
+    def maps(self, data: Data, items: np.ndarray) -> Tensor:
+        """The maps of these items of the data, or of another part of the same folder: [B, C, h, w] on the CPU."""
+        return normalise(self._stored.rows(_places(data, items)), self.spec, layout=self.spec.layout)
 
     def _require_same_items(self) -> None:
         """A row for each image and, where there are ids, those of the images in their order."""
@@ -86,20 +81,26 @@ class Pairs:
         """The rows of some images must be nearer to what the backbone makes of them than to the other ones'."""
         items = np.unique(np.linspace(0, len(data) - 1, PROBED).astype(np.int64))
         made = extractor(torch.from_numpy(batch_of(data, items)["images"])).cpu().flatten(1).double()  # [B, C * h * w]
-        stored = self.maps(items).flatten(1).double()
+        stored = self.maps(data, items).flatten(1).double()
         common = made.mean(dim=0)
         near = torch.cosine_similarity((stored - common)[:, None], (made - common)[None], dim=2)  # [row, image]
-        names = [self._names[place] for place in self._places[items]]
+        places = _places(data, items)
+        names = [self._names[place] for place in places]
         for row, nearest in enumerate(near.argmax(dim=1).tolist()):
             if near[row, nearest] > near[row, row] + TOLERANCE:
                 raise ConfigError(
                     "the feature file's maps are not those of their images",
-                    given=f"row {self._places[items[row]]} of {self._stored.path} is nearest to {names[nearest]} "
+                    given=f"row {places[row]} of {self._stored.path} is nearest to {names[nearest]} "
                     f"(cosine {near[row, nearest]:.2f} without what all have in common)",
                     expected=f"{names[row]} (cosine {near[row, row]:.2f}), as the backbone sees it",
                     remedy="write the rows in the order of the images, made by the recipe's backbone and layer of "
                     "their centre crops",
                 )
+
+
+def _places(data: Data, items: np.ndarray) -> np.ndarray:
+    """Which rows of the file are those of these items."""
+    return np.array([data.selection.places[i] for i in items]) if isinstance(data, ImageFolder) else items
 
 
 def _described(stored: StoredFeatures, config: FeaturesConfig) -> FeatureSpec:

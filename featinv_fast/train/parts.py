@@ -21,12 +21,17 @@ from featinv_fast.train.perceptual import LatentPerceptual, Perceptual
 from featinv_fast.train.place import Place
 from featinv_fast.train.settings import FeatureRecipe, Recipe
 from featinv_fast.train.trainer import train
+from featinv_fast.train.validation import Validation
 
 
 def fit(objective: Objective, recipe: Recipe, place: Place, seen: Mapping[str, Any] | None = None) -> None:
     """Train; `seen` is what else the run depends on and only its networks know."""
     identity = {**place.identity, **({"seen": seen} if seen else {})}
-    train(objective, recipe.training, place.folder, identity=identity, progress=place.progress)
+    validation = None
+    if recipe.validation is not None and place.held_out is not None:
+        config = recipe.training
+        validation = Validation(recipe.validation, place.held_out, batch_size=config.batch_size, seed=config.seed)
+    train(objective, recipe.training, place.folder, validation, identity=identity, progress=place.progress)
 
 
 def open_inputs(

@@ -11,7 +11,7 @@ from typing import Any
 from featinv_fast.checks import refuse_inputs
 from featinv_fast.config import to_dict
 from featinv_fast.errors import ConfigError
-from featinv_fast.train.data import Data, ImageFolder, open_data
+from featinv_fast.train.data import Data, ImageFolder, open_data, open_held_out
 from featinv_fast.train.input_files import input_files
 from featinv_fast.train.provenance import refuse_other_images, run_identity
 from featinv_fast.train.result import Result
@@ -30,6 +30,7 @@ class Place:
         root: what the recipe's relative paths start from.
         folder: of the run.
         data: the images.
+        held_out: those that are only validated on, or None.
         identity: what may not differ between two starts of the run, its optimisation aside.
         result: the file to make.
         notes: metadata that say how it was made.
@@ -39,6 +40,7 @@ class Place:
     root: Path
     folder: Path
     data: Data
+    held_out: Data | None
     identity: Mapping[str, Any]
     result: Result
     notes: Mapping[str, str]
@@ -72,7 +74,8 @@ def prepare(recipe: Recipe, root: Path, *, config: Path | None, force: bool, pro
     if recipe.data.source != SCENES:
         read["data.source"] = root / recipe.data.source
     # What a run shows of itself would become images to train on.
-    refuse_inputs({"out": out, "folder": folder, "the run's images": folder / "images"}, read)
+    shown = {f"the run's {name}": folder / name for name in ("images", "validation")}
+    refuse_inputs({"out": out, "folder": folder, **shown}, read)
     if out.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise ConfigError(
             "out is where the run's folder is",
@@ -82,6 +85,9 @@ def prepare(recipe: Recipe, root: Path, *, config: Path | None, force: bool, pro
         )
     result = Result(out, folder, force=force)
     data = open_data(recipe.data, root, records=cache_of(root), progress=progress)
+    held_out = None
+    if recipe.validation is not None:
+        held_out = open_held_out(recipe.data, root, records=cache_of(root), progress=progress)
     refuse_other_images(folder, data)
     identity = run_identity(recipe, files, data)
     inputs = {name: identity[name] for name in ("inputs", "images")}
@@ -91,6 +97,7 @@ def prepare(recipe: Recipe, root: Path, *, config: Path | None, force: bool, pro
         root=root,
         folder=folder,
         data=data,
+        held_out=held_out,
         identity=identity,
         result=result,
         notes={

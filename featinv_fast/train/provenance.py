@@ -32,7 +32,7 @@ def run_identity(recipe: Recipe, files: Mapping[str, Path], data: Data) -> dict[
     Where files are hashed, their names may differ: what is in them counts.
     """
     settings = to_dict(recipe)
-    free = {"folder", "out", "training", *files}
+    free = {"folder", "out", "training", "validation", *files}
     free |= {"data.on_unreadable"}  # the images say which were left out
     if isinstance(data, ImageFolder):
         free.add("data.source")

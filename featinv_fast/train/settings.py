@@ -296,6 +296,33 @@ class OwnPathConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """How a run is looked at while it trains, on items that it does not learn from.
+
+    They are scenes of the validation part, or a folder's validation part, of which `data.split = "train"` learns
+    nothing; in centre crops. What is trained is the same with and without.
+
+    Attributes:
+        every: steps between two validations; the last step has one in any case.
+        count: items, evenly spaced over the held-out part; all of them where there are fewer.
+        shown: of them, in the pictures.
+    """
+
+    every: int = 1000
+    count: int = 64
+    shown: int = 8
+
+    def __post_init__(self) -> None:
+        if min(self.every, self.count, self.shown) < 1:
+            raise ConfigError(
+                "numbers of the validation are out of range",
+                given=f"every = {self.every}, count = {self.count}, shown = {self.shown}",
+                expected="all from 1 on",
+                remedy="correct these numbers",
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What every recipe names.
 
@@ -305,6 +332,7 @@ class Recipe:
         out: the file that the run makes, `.safetensors`.
         data: the images.
         training: the optimisation.
+        validation: on held-out items while it goes on; None for none.
     """
 
     recipe: str
@@ -312,6 +340,18 @@ class Recipe:
     out: str
     data: DataConfig
     training: TrainingConfig
+    validation: ValidationConfig | None = None
+
+    def __post_init__(self) -> None:
+        learned = (Split.TRAIN, None) if self.data.source == SCENES else (Split.TRAIN,)
+        if self.validation is not None and self.data.split not in learned:
+            raise ConfigError(
+                "nothing is held out to validate on",
+                given=f"[validation], data.split = {'none' if self.data.split is None else repr(str(self.data.split))}",
+                expected="data.split = 'train'",
+                remedy="set data.split = 'train', which leaves a part of the folder for [validation], "
+                "or leave out [validation]",
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -336,6 +376,7 @@ class AutoencoderRecipe(Recipe):
     perceptual_weight: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.perceptual is not None and not self.perceptual_layers:
             raise ConfigError(
                 "there is nothing to compare by the backbone",
@@ -414,6 +455,7 @@ class FeatureRecipe(Recipe):
     own_path: OwnPathConfig | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.backbone is None and (self.features is None or self.perceptual is not None):
             raise ConfigError(
                 "there is no backbone",
@@ -429,6 +471,13 @@ class FeatureRecipe(Recipe):
                 given="data.crop = 'random' with [features]",
                 expected="data.crop = 'center'",
                 remedy="set data.crop = 'center', and make the features of what it shows",
+            )
+        if self.data.source == SCENES and self.validation is not None:
+            raise ConfigError(
+                "the features of held-out scenes are not in the feature file",
+                given="[validation] with [features] and data.source = 'scenes'",
+                expected="a folder of images, whose file has rows for all of its parts",
+                remedy="leave out [validation]",
             )
 
 

@@ -18,10 +18,11 @@ from featinv_fast.errors import ConfigError, TrainingError
 from featinv_fast.train import randomness
 from featinv_fast.train.accelerator import make_accelerator
 from featinv_fast.train.average import Average, learning
-from featinv_fast.train.logs import Log, save_grid
+from featinv_fast.train.logs import VALIDATION, Log, save_grid
 from featinv_fast.train.objective import Objective
 from featinv_fast.train.progress import CHECKPOINTS, load_progress, save_progress
 from featinv_fast.train.settings import RateShape, TrainingConfig
+from featinv_fast.train.validation import Validation
 from featinv_fast.train.workers import Workers
 
 # What may differ between two starts of one run: none of it changes the weights.
@@ -32,6 +33,7 @@ def train(
     objective: Objective,
     config: TrainingConfig,
     folder: Path,
+    validation: Validation | None = None,
     *,
     identity: Mapping[str, Any] | None = None,
     progress: bool = True,
@@ -43,7 +45,8 @@ def train(
     Args:
         objective: what to train; it is moved to the device.
         config: the optimisation.
-        folder: of the run: `checkpoints/`, `images/`, `log.csv`.
+        folder: of the run: `checkpoints/`, `images/`, `log.csv`; of its validation `validation.csv`, `validation/`.
+        validation: what it is looked at with, or None.
         identity: what else defines the run, as JSON types; a folder with another run's checkpoints is refused.
         progress: show a bar on stderr.
 
@@ -55,7 +58,7 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(folder / ".lock", work="training", place="folder"):
-        run = _Run(objective, config, folder, dict(identity or {}))
+        run = _Run(objective, config, folder, validation, dict(identity or {}))
         device = run.accelerator.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             run.train(progress=progress)
@@ -74,9 +77,17 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 class _Run:
     """A training run between its start and its end."""
 
-    def __init__(self, objective: Objective, config: TrainingConfig, folder: Path, identity: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        config: TrainingConfig,
+        folder: Path,
+        validation: Validation | None,
+        identity: dict[str, Any],
+    ) -> None:
         self.config = config
         self.folder = folder
+        self.validation = validation
         self.identity = identity | {"training": to_dict(config)}
         self.accelerator = make_accelerator(config)
         if config.channels_last:
@@ -104,9 +115,13 @@ class _Run:
         from tqdm import tqdm
 
         self._resume()
-        config = self.config
+        config, validation = self.config, self.validation
         bar = tqdm(total=config.steps, initial=self.step, desc=self.folder.name, unit="step", disable=not progress)
-        with bar, Log(self.folder, self.step) as log, contextlib.closing(self._batches()) as batches:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(bar)
+            log = stack.enter_context(Log(self.folder, self.step))
+            validated = stack.enter_context(Log(self.folder, self.step, VALIDATION)) if validation else None
+            batches = stack.enter_context(contextlib.closing(self._batches()))
             self.objective.train()
             while self.step < config.steps:
                 losses = self._optimise(batches)
@@ -118,6 +133,8 @@ class _Run:
                 if self.step % config.log_every == 0:
                     bar.set_postfix(loss=f"{losses['loss']:.4g}")
                     self._log(log)
+                if validation and validated and (last or self.step % validation.every == 0):
+                    self._validate(validation, validated)
                 if last or self.step % config.checkpoint_every == 0:
                     self._check_finite(losses["loss"])
                     save_progress(self.folder / CHECKPOINTS, self.step, self._state())
@@ -196,12 +213,26 @@ class _Run:
                 f"the checkpoints in {self.folder} are from before",
             )
 
-    def _preview(self) -> None:
+    def _validate(self, validation: Validation, log: Log) -> None:
+        with self._as_result():
+            average = None if self.average is None else self.average.weights
+            values, images = validation.of(self.objective, average, self.accelerator.device)
+        log.write(self.step, values)
+        if images is not None:
+            save_grid(self.folder / "validation" / f"{self.step:09d}.png", images)
+
+    @contextlib.contextmanager
+    def _as_result(self) -> Iterator[None]:
+        """The objective as the run would end now, for the time of the block."""
         self.objective.eval()
         averaged = contextlib.nullcontext() if self.average is None else self.average.in_place()
         with torch.no_grad(), averaged:
-            images = self.objective.preview()
+            yield
         self.objective.train()
+
+    def _preview(self) -> None:
+        with self._as_result():
+            images = self.objective.preview()
         if images is not None:
             save_grid(self.folder / "images" / f"{self.step:09d}.png", images)
 

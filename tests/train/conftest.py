@@ -36,6 +36,9 @@ class Line(Objective):
         x = np.random.default_rng(0).normal(size=(self.length, 4)).astype(np.float32)
         return {"x": torch.from_numpy(x[draws % self.length])}
 
+    def load_from(self, data, draws):
+        return {"x": torch.from_numpy(data[draws])}
+
     def forward(self, batch, generator, average):
         assert average is None or len(average) == 6
         self.forwards += 1

@@ -66,7 +66,7 @@ def test_the_file_alone_describes_its_maps(featinv_folder, maps, layout, shape):
 def test_a_part_of_the_folder_takes_its_rows(featinv_folder, maps):
     recipe = read_recipe(featinv_folder / "recipe.toml", [*FILE, "data.count=2", "data.seed=3"])
     place = prepare(recipe, featinv_folder, config=None, force=False, progress=False)
-    found = open_features(recipe, place).pairs.maps(np.array([1, 0]))
+    found = open_features(recipe, place).pairs.maps(place.data, np.array([1, 0]))
     chosen = list(place.data.selection.places)
     assert chosen != [0, 1]
     assert torch.equal(found, maps[chosen[::-1]])
