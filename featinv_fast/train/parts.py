@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,20 +19,41 @@ from featinv_fast.train.inputs import Inputs
 from featinv_fast.train.objective import Objective
 from featinv_fast.train.pairs import Pairs
 from featinv_fast.train.perceptual import LatentPerceptual, Perceptual
-from featinv_fast.train.place import Place
+from featinv_fast.train.place import REMARKS_NOTE, Place
 from featinv_fast.train.settings import FeatureRecipe, Recipe
 from featinv_fast.train.trainer import train
 from featinv_fast.train.validation import Validation
 
 
-def fit(objective: Objective, recipe: Recipe, place: Place, seen: Mapping[str, Any] | None = None) -> None:
-    """Train; `seen` is what else the run depends on and only its networks know."""
+def fit(
+    objective: Objective,
+    recipe: Recipe,
+    place: Place,
+    seen: Mapping[str, Any] | None = None,
+    remarks: Sequence[str] = (),
+) -> dict[str, str]:
+    """Train.
+
+    Args:
+        objective: what learns.
+        recipe: what was asked for.
+        place: its inputs and outputs.
+        seen: what else the run depends on and only its networks know.
+        remarks: what there is to say of its start.
+
+    Returns:
+        Metadata that say how the result was made.
+    """
     identity = {**place.identity, **({"seen": seen} if seen else {})}
     validation = None
     if recipe.validation is not None and place.held_out is not None:
         config = recipe.training
         validation = Validation(recipe.validation, place.held_out, batch_size=config.batch_size, seed=config.seed)
-    train(objective, recipe.training, place.folder, validation, identity=identity, progress=place.progress)
+    remarks = [
+        *remarks,
+        *train(objective, recipe.training, place.folder, validation, identity=identity, progress=place.progress),
+    ]
+    return {**place.notes, **({REMARKS_NOTE: json.dumps(remarks)} if remarks else {})}
 
 
 def open_inputs(

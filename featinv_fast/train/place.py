@@ -20,6 +20,8 @@ from featinv_fast.train.settings import SCENES, Recipe
 # Where checkpoints note the recipe that made them, and what it was given.
 RECIPE_NOTE = "featinv.info.recipe"
 INPUTS_NOTE = "featinv.info.inputs"
+# What the recipe does not say of the training, a JSON list of sentences.
+REMARKS_NOTE = "featinv.info.remarks"
 
 
 @dataclasses.dataclass(frozen=True)

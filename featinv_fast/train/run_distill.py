@@ -53,7 +53,7 @@ def run_distill(recipe: DistillRecipe, place: Place) -> None:
     inputs = open_inputs(recipe, place, teacher.autoencoder, checkpoint.config, features)
     perceptual = open_perceptual(recipe, place, teacher.autoencoder)
     objective = _distill_objective(recipe)(teacher, student, inputs, recipe, prompts, perceptual)
-    fit(objective, recipe, place, features.identity())
+    notes = fit(objective, recipe, place, features.identity())
     note = f"distilled by {recipe.method} to {recipe.steps} steps of {objective.sampler}"
     note += f", guidance {low:g}" if low == high else f", guidance {low:g} to {high:g} embedded"
     distilled = dataclasses.replace(
@@ -66,7 +66,7 @@ def run_distill(recipe: DistillRecipe, place: Place) -> None:
             # A fixed scale is in the student's weights; an embedded one is an input.
             guidance_scale=(low + high) / 2 if recipe.guidance_channels else 1.0,
         ),
-        metadata={**checkpoint.metadata, **place.notes},
+        metadata={**checkpoint.metadata, **notes},
         adaptations=(*checkpoint.adaptations, note),
         layout="featinv",
         path=place.result.path,

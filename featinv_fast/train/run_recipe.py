@@ -91,10 +91,10 @@ def _autoencoder(recipe: AutoencoderRecipe, place: Place) -> None:
     with assembly.fresh_weights(recipe.training.seed):
         model = Autoencoder(recipe.model)
     objective = AutoencoderObjective(model, recipe, data, size, perceptual)
-    fit(objective, recipe, place, {} if perceptual is None else {"perceptual": perceptual.weights_sha256})
+    notes = fit(objective, recipe, place, {} if perceptual is None else {"perceptual": perceptual.weights_sha256})
     config = dataclasses.replace(recipe.model, latent_scale=objective.measured_scale())
     with place.result.writing() as path:
-        assembly.save_autoencoder(path, model, config, place.notes)
+        assembly.save_autoencoder(path, model, config, notes)
 
 
 def _backbone(recipe: BackboneRecipe, place: Place) -> None:
@@ -104,9 +104,9 @@ def _backbone(recipe: BackboneRecipe, place: Place) -> None:
         size = image_size(data)
         model = make_classifier(recipe, size)
         objective = BackboneObjective(model, recipe, data, size)
-    fit(objective, recipe, place)
+    notes = fit(objective, recipe, place)
     with place.result.writing() as path:
-        write_safetensors(path, model.state_dict(), {"format": "pt", **place.notes})
+        write_safetensors(path, model.state_dict(), {"format": "pt", **notes})
 
 
 def _base(recipe: BaseRecipe, place: Place) -> None:
@@ -119,11 +119,11 @@ def _base(recipe: BaseRecipe, place: Place) -> None:
         unet = UNet(config)
         captions = Captions(recipe.concepts, slots, config.context_channels) if slots else None
     prompts = assembly.constant_prompts(config, recipe.training.seed)
-    fit(BaseObjective(unet, recipe, config, inputs, prompts, captions), recipe, place)
+    notes = fit(BaseObjective(unet, recipe, config, inputs, prompts, captions), recipe, place)
     tensors = {assembly.UNET + name: tensor for name, tensor in unet.state_dict().items()}
     tensors |= {assembly.AUTOENCODER + name: tensor for name, tensor in autoencoder.state_dict().items()}
     with place.result.writing() as path:
-        save_base(path, config, tensors, prompts, place.notes)
+        save_base(path, config, tensors, prompts, notes)
 
 
 def _controlnet(recipe: ControlNetRecipe, place: Place) -> None:
@@ -143,7 +143,7 @@ def _controlnet(recipe: ControlNetRecipe, place: Place) -> None:
         assembly.learn_on(model, load(place.root / recipe.start))
     inputs = open_inputs(recipe, place, model.autoencoder, config, features)
     objective = ControlNetObjective(model, inputs, prompts, recipe, open_perceptual(recipe, place, model.autoencoder))
-    fit(objective, recipe, place, features.identity())
+    notes = fit(objective, recipe, place, features.identity())
     checkpoint = Checkpoint(
         config=config,
         tensors=model.state_dict(),
@@ -156,7 +156,7 @@ def _controlnet(recipe: ControlNetRecipe, place: Place) -> None:
             guidance_scale=recipe.guidance_scale,
             unconditional_strength=recipe.unconditional_strength,
         ),
-        metadata=dict(place.notes),
+        metadata=notes,
         adaptations=(),
         layout="featinv",
         path=place.result.path,

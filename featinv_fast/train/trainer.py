@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import logging
 import math
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +27,10 @@ from featinv_fast.train.settings import RateShape, TrainingConfig
 from featinv_fast.train.validation import Validation
 from featinv_fast.train.workers import Workers
 
-# What may differ between two starts of one run: none of it changes the weights.
-FREE = ("log_every", "checkpoint_every", "image_every")
+logger = logging.getLogger(__name__)
+
+# What may differ between two starts of one run: none of it changes the weights, but for the steps that come after.
+FREE = tuple(f"training.{name}" for name in ("log_every", "checkpoint_every", "image_every", "steps"))
 
 
 def train(
@@ -37,10 +41,12 @@ def train(
     *,
     identity: Mapping[str, Any] | None = None,
     progress: bool = True,
-) -> None:
+) -> tuple[str, ...]:
     """Train `objective`, or go on with the run that `folder` holds, to the last step.
 
-    At the end the objective holds the result: the averaged weights where there is an average.
+    At the end the objective holds the result: the averaged weights where there is an average. A run may be continued
+    to another number of steps than it was started for. Where the learning rate does not depend on that number, it ends
+    as a run that was started for it, bit for bit.
 
     Args:
         objective: what to train; it is moved to the device.
@@ -50,8 +56,11 @@ def train(
         identity: what else defines the run, as JSON types; a folder with another run's checkpoints is refused.
         progress: show a bar on stderr.
 
+    Returns:
+        Remarks: what no run does that is started anew with this configuration.
+
     Raises:
-        ConfigError: the folder holds a run with other settings.
+        ConfigError: the folder holds a run with other settings, or one that has done more steps.
         TrainingError: the loss is not finite any more; the checkpoints before that are kept.
         EngineLockedError: another process trains in the same folder.
         MissingPackageError: accelerate is not installed.
@@ -62,6 +71,7 @@ def train(
         device = run.accelerator.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             run.train(progress=progress)
+    return tuple(run.remarks)
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
@@ -100,6 +110,7 @@ class _Run:
         self.model, self.optimizer = self.accelerator.prepare(objective, optimizer)
         self.workers = Workers(config, objective, self.accelerator.device) if config.workers > 1 else None
         self.average = None if config.ema_decay is None else Average(objective, config.ema_decay)
+        self.remarks: list[str] = []  # see `train`
         self.step = 0  # finished optimiser steps
         self.window = 0  # of them since the last row of the log
         self.sums: dict[str, float] = {}  # of the losses in that window
@@ -240,6 +251,7 @@ class _Run:
         scaler = self.accelerator.scaler
         return {
             "identity": self.identity,
+            "remarks": self.remarks,
             "step": self.step,
             "window": self.window,
             "sums": self.sums,
@@ -264,6 +276,18 @@ class _Run:
                 expected={name: old for name, old, _ in differing},
                 remedy=f"use another folder, or remove {self.folder} to start again",
             )
+        started = dataclasses.replace(self.config, steps=state["identity"]["training"]["steps"])
+        if self.config.steps < state["step"]:
+            raise ConfigError(
+                "the run has done more steps already",
+                given=f"training.steps = {self.config.steps}",
+                expected=f"{state['step']} or more, as the run in {self.folder} has done",
+                remedy="raise training.steps, or use another folder",
+            )
+        self.remarks = state.get("remarks", [])
+        if learning_rate(started, state["step"] - 1) != learning_rate(self.config, state["step"] - 1):
+            self.remarks.append(f"the first {state['step']} steps had the learning rates of a run of {started.steps}")
+            logger.warning("%s goes on to %d steps: %s", self.folder, self.config.steps, self.remarks[-1])
         self.step, self.window, self.sums = state["step"], state["window"], state["sums"]
         for name, parameter in learning(self.objective).items():
             parameter.copy_(state["weights"][name])
@@ -279,7 +303,7 @@ class _Run:
 def _differing(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
     """Path, old and new value of every setting in which two runs differ, `FREE` ones aside."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in sorted({*old, *new} - set(FREE)):
+        for key in sorted({*old, *new}):
             yield from _differing(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-    elif old != new:
+    elif old != new and path not in FREE:
         yield path, repr(old), repr(new)

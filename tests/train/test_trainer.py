@@ -142,6 +142,37 @@ def test_a_finished_run_is_not_repeated(line, line_config, tmp_path):
     assert torch.equal(weights(first), weights(again))
 
 
+def test_a_finished_run_can_be_lengthened_bit_for_bit(line, line_config, tmp_path, caplog):
+    config = dataclasses.replace(line_config, rate_shape=RateShape.CONSTANT, steps=11)
+    results = []
+    for name, lengths in (("whole", [11]), ("parts", [4, 7, 11])):
+        for steps in lengths:
+            objective = line()
+            remarks = train(objective, dataclasses.replace(config, steps=steps), tmp_path / name, progress=False)
+            assert remarks == ()
+        results.append(weights(objective))
+    assert torch.equal(*results)
+    assert (tmp_path / "whole" / LOG).read_text() == (tmp_path / "parts" / LOG).read_text()
+    assert caplog.text == ""
+
+
+def test_a_rate_that_fell_towards_another_end_is_said(line, line_config, tmp_path, caplog):
+    train(line(), dataclasses.replace(line_config, steps=3), tmp_path, progress=False)  # the warm-up alone
+    assert train(line(), dataclasses.replace(line_config, steps=6), tmp_path, progress=False) == ()
+    for _ in range(2):  # it stays with the run
+        remarks = train(line(), line_config, tmp_path, progress=False)
+        assert remarks == ("the first 6 steps had the learning rates of a run of 6",)
+    assert caplog.text.count("goes on to 12 steps: the first 6 steps") == 1
+
+
+def test_a_run_is_not_shortened_below_what_it_has_done(line, line_config, tmp_path):
+    train(line(), line_config, tmp_path, progress=False)
+    with pytest.raises(ConfigError, match="more steps already") as caught:
+        train(line(), dataclasses.replace(line_config, steps=11), tmp_path, progress=False)
+    assert caught.value.given == "training.steps = 11"
+    assert caught.value.expected.startswith("12 or more")
+
+
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(line, line_config, tmp_path, caplog):
     whole = line()
     train(whole, line_config, tmp_path, progress=False)
