@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -14,12 +15,15 @@ from torch import Tensor, nn
 from featinv_fast.checkpoints import BaseModel, Checkpoint
 from featinv_fast.checkpoints.reader import read_file
 from featinv_fast.checkpoints.writer import replacing, write_safetensors
-from featinv_fast.config import AutoencoderConfig, ModelConfig, from_dict, to_dict
+from featinv_fast.config import AutoencoderConfig, FeatureSpec, ModelConfig, from_dict, to_dict
 from featinv_fast.errors import CheckpointMismatchError, ConfigError
 from featinv_fast.models import Autoencoder, ConditionEncoder, FeatInv
 from featinv_fast.text import EMPTY_PROMPT, TRAINING_PROMPT, encode_prompt
 from featinv_fast.train import randomness
 
+logger = logging.getLogger(__name__)
+
+FIRST_CONVOLUTION = "condition_encoder.conv_in."  # the only weights whose shapes follow from the features
 UNET, CONTROLNET, AUTOENCODER = "denoiser.unet.", "denoiser.controlnet.", "autoencoder."
 AUTOENCODER_KEY = "featinv.autoencoder"
 
@@ -59,14 +63,28 @@ def featinv_from_base(base: BaseModel, config: ModelConfig, *, seed: int) -> Fea
     return model
 
 
-def learn_on(model: FeatInv, started: Checkpoint) -> None:
-    """Give a model what another training of it has learned: the ControlNet and the condition encoder.
+def learn_on(model: FeatInv, started: Checkpoint, features: FeatureSpec) -> tuple[str, ...]:
+    """Give a model what another training has learned: the ControlNet and the condition encoder.
+
+    The other one may have been on another backbone or layer. Where its maps have another number of channels, the first
+    convolution of the condition encoder stays as it is: new.
+
+    Args:
+        model: at the start of its training.
+        started: what was trained.
+        features: what the model takes.
+
+    Returns:
+        Remarks: what was taken from another backbone or layer, in words.
 
     Raises:
         ConfigError: the checkpoint has another architecture, or another base.
     """
     expected = model.state_dict()
     given = {name: tensor.float() for name, tensor in started.tensors.items()}
+    new = started.config.feature_channels != model.config.feature_channels
+    if new:
+        given |= {name: expected[name] for name in expected if name.startswith(FIRST_CONVOLUTION)}
     differing = [
         name
         for name in sorted(expected.keys() | given.keys())
@@ -79,10 +97,20 @@ def learn_on(model: FeatInv, started: Checkpoint) -> None:
         raise ConfigError(
             "the training cannot start from this checkpoint",
             given=f"{started.path}, {differing[0]} and {len(differing) - 1} more tensors differ",
-            expected="a FeatInv model of the same architecture, on the same base",
+            expected="a FeatInv model of the same architecture, on the same base, of whatever features",
             remedy="correct the recipe's start, base or condition_hidden_channels",
         )
     model.load_state_dict(given)
+    one, other = (
+        "an unnamed backbone" if spec.backbone is None else f"{spec.backbone}, layer {spec.layer}"
+        for spec in (started.features, features)
+    )
+    if one == other and not new:
+        return ()
+    remark = f"started from a model of the features of {one}, of {started.config.feature_channels} channels"
+    remark += ": the first convolution of the condition encoder was new" if new else ""
+    logger.warning("the model of the features of %s is %s", other, remark)
+    return (remark,)
 
 
 def plain_model(checkpoint: Checkpoint) -> FeatInv:

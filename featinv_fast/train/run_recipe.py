@@ -139,11 +139,12 @@ def _controlnet(recipe: ControlNetRecipe, place: Place) -> None:
         context_tokens=prompts["cond"].shape[1],
     )
     model = assembly.featinv_from_base(base, config, seed=recipe.training.seed)
+    remarks: tuple[str, ...] = ()
     if recipe.start is not None:
-        assembly.learn_on(model, load(place.root / recipe.start))
+        remarks = assembly.learn_on(model, load(place.root / recipe.start), features.spec)
     inputs = open_inputs(recipe, place, model.autoencoder, config, features)
     objective = ControlNetObjective(model, inputs, prompts, recipe, open_perceptual(recipe, place, model.autoencoder))
-    notes = fit(objective, recipe, place, features.identity())
+    notes = fit(objective, recipe, place, features.identity(), remarks)
     checkpoint = Checkpoint(
         config=config,
         tensors=model.state_dict(),

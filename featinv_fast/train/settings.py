@@ -487,8 +487,9 @@ class ControlNetRecipe(FeatureRecipe):
 
     Attributes:
         base: a Stable-Diffusion-1.x checkpoint (official or diffusers layout), or what the base recipe made.
-        start: a FeatInv checkpoint on the same base whose ControlNet and condition encoder learn on; None starts from
-            the base.
+        start: a FeatInv checkpoint on the same base whose ControlNet and condition encoder learn on, also of another
+            layer or backbone: where that has another number of channels, the first convolution of the condition
+            encoder is new. None starts from the base.
         latent_size: edge of the latents: 32 for images of 256 pixels; None is what the base says.
         condition_hidden_channels: width of the condition encoder.
         drop_features: how often features and prompt are dropped, both together: zeros and the empty prompt.

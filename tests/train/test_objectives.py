@@ -146,7 +146,7 @@ def test_a_training_goes_on_from_a_checkpoint_on_the_same_base(base, tiny_config
         for parameter in started.parameters():
             if parameter.requires_grad:
                 parameter.add_(1.0)
-    assembly.learn_on(model, checkpoint(started))
+    assert assembly.learn_on(model, checkpoint(started), checkpoint(started).features) == ()
     for (name, mine), theirs in zip(model.named_parameters(), started.parameters(), strict=True):
         assert torch.equal(mine, theirs)
         assert mine.requires_grad == name.startswith(("condition_encoder.", "denoiser.controlnet."))
@@ -155,10 +155,10 @@ def test_a_training_goes_on_from_a_checkpoint_on_the_same_base(base, tiny_config
     with torch.no_grad():
         started.denoiser.unet.conv_out.bias.add_(1.0)
     with pytest.raises(ConfigError, match="conv_out"):
-        assembly.learn_on(model, checkpoint(started))
+        assembly.learn_on(model, checkpoint(started), checkpoint(started).features)
     wider = dataclasses.replace(tiny_config, condition_hidden_channels=tiny_config.condition_hidden_channels + 8)
     with pytest.raises(ConfigError, match="condition_encoder"):
-        assembly.learn_on(assembly.featinv_from_base(base, wider, seed=0), checkpoint(started))
+        assembly.learn_on(assembly.featinv_from_base(base, wider, seed=0), checkpoint(started), FeatureSpec(channels=6))
 
 
 def test_prompts_come_from_the_base(base, prompts):
