@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import difflib
 import enum
+import math
 import re
 import types
 import typing
@@ -20,6 +21,8 @@ from featinv_fast.errors import ConfigError
 
 T = TypeVar("T")
 
+# The name of a model's last map.
+FINAL = "final"
 SHOWN = 200  # characters of a wrong value in a message
 
 
@@ -83,6 +86,8 @@ Channels = Annotated[int, Between(1, 65_536)]
 # Of each level over the first one's width; deeper networks would have nothing left of a latent.
 Multipliers = Annotated[tuple[Annotated[int, Between(1, 64)], ...], Length(1, 6)]
 Blocks = Annotated[int, Between(1, 4)]
+# C, H and W of a feature map.
+MapShape = tuple[Channels, Annotated[int, Between(1, 4_096)], Annotated[int, Between(1, 4_096)]]
 # Every GroupNorm of these networks has so many groups.
 NORM_GROUPS = 32
 NORM_CHANNELS = f"a multiple of {NORM_GROUPS}"
@@ -199,7 +204,9 @@ class ModelConfig(Limited):
     heads: Annotated[int, Between(1, 1024)] = 8
     context_channels: Channels = 768
     context_tokens: Annotated[int, Between(1, 65_536)] = 77
-    feature_channels: Channels = 1024
+    feature_channels: Channels = 1024  # of all layers together
+    # C, H and W of each map where several layers are taken, which arrive packed (`featinv_kernels.packed_maps`).
+    feature_shapes: Annotated[tuple[MapShape, ...], Length(0, 16)] = ()
     condition_hidden_channels: Channels = 512
     # Width of the guidance embedding of a full LCM U-Net (arXiv 2310.04378, sec. 4.2); 0 = none.
     guidance_embedding_channels: Annotated[int, Between(0, 65_536)] = 0
@@ -233,6 +240,13 @@ class ModelConfig(Limited):
             guidance,
             guidance % 2 == 0 and guidance != 2,
             "an even number, 0 for none or at least 4",
+        )
+        channels = [shape[0] for shape in self.feature_shapes]
+        _require(
+            "ModelConfig.feature_shapes",
+            self.feature_shapes,
+            not channels or (len(channels) > 1 and sum(channels) == self.feature_channels),
+            f"two or more maps of {self.feature_channels} channels together, or none",
         )
         given = self.autoencoder.latent_channels
         _require(
@@ -299,7 +313,8 @@ class FeatureSpec(Limited):
         absolute_max: largest |value| in the features the model was trained on, for warnings.
         weights_sha256: of the backbone's weights: of its tensors, not of a file, which may hold them in any order.
         prefix_tokens: how many tokens come before those of the positions: class token, registers, distillation token.
-        more_layers: where a model takes several layers, those after the first, which the fields above describe.
+        more_layers: where a model takes several layers, those after the first, which the fields above describe. The
+            layout is then "nchw": maps of several layers are arranged alike before they are packed.
     """
 
     channels: Annotated[int, Between(1, 65_536)]
@@ -317,9 +332,47 @@ class FeatureSpec(Limited):
     more_layers: tuple[LayerSpec, ...] = ()
 
     @property
+    def layers(self) -> tuple[LayerSpec, ...]:
+        """All layers, of which there is one as a rule; what nobody names is the model's last map."""
+        first = LayerSpec(layer=self.layer or FINAL, channels=self.channels, height=self.height, width=self.width)
+        return first, *self.more_layers
+
+    @property
     def total_channels(self) -> int:
         """Channels of all layers together, which is what a condition encoder takes."""
-        return self.channels + sum(layer.channels for layer in self.more_layers)
+        return sum(layer.channels for layer in self.layers)
+
+    @property
+    def packed_shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """C, H and W of the maps of several layers, as `featinv_kernels.packed_maps` takes them; () for one layer.
+
+        Raises:
+            ConfigError: a size is not known.
+        """
+        shapes = [(layer.channels, layer.height, layer.width) for layer in self.layers]
+        if len(shapes) == 1:
+            return ()
+        known = [(channels, height, width) for channels, height, width in shapes if height and width]
+        _require("FeatureSpec.more_layers", shapes, len(known) == len(shapes), "height and width of every layer")
+        return tuple(known)
+
+    @property
+    def layer_names(self) -> str | None:
+        """The names of all layers, with commas between; None where it is not stated."""
+        return self.layer and ", ".join(layer.layer for layer in self.layers)
+
+    @property
+    def in_words(self) -> str:
+        """The shape of what is taken, "[B, 1024, 9, 9]", and of several layers each."""
+        shapes = [(layer.channels, layer.height or "H", layer.width or "W") for layer in self.layers]
+        return " + ".join(f"[B, {channels}, {height}, {width}]" for channels, height, width in shapes)
+
+    @property
+    def map_shape(self) -> tuple[int, int | None, int | None]:
+        """C, H and W of what stands in one tensor: the map, or those of several layers packed."""
+        if self.more_layers:
+            return sum(math.prod(shape) for shape in self.packed_shapes), 1, 1
+        return self.channels, self.height, self.width
 
 
 Level = Annotated[int, Between(0, 255)]

@@ -54,15 +54,15 @@ def model_card(manifest: Manifest, file_names: list[str]) -> str:
         f"# {_text(manifest.name)}",
         INTRODUCTION.format(image=image, file=_text(manifest.source.file_name)),
         "## Use",
-        USE.format(shape=_shape(features), image=image),
+        USE.format(shape=features.in_words, image=image),
         "## What it takes",
         _table(
             ("", ""),
             [
                 ("backbone", features.backbone or "not stated by the checkpoint"),
-                ("layer", features.layer or "not stated by the checkpoint"),
+                ("layer", features.layer_names or "not stated by the checkpoint"),
                 ("sha256 of the backbone's weights", _hash(features)),
-                ("feature maps", _shape(features)),
+                ("feature maps", features.in_words),
                 ("layout of the backbone", str(features.layout or "its own")),
                 ("image that the backbone saw", f"{features.input_size} px" if features.input_size else "not stated"),
                 ("largest batch", str(manifest.max_batch)),
@@ -124,10 +124,6 @@ def _content(file_name: str, manifest: Manifest) -> str:
         if file_name.endswith(target.suffix):
             return f"{GRAPH_CONTENTS[file_name.removesuffix(target.suffix)]} ({target.content(manifest)})"
     return {"weights.safetensors": "all weights", "README.md": "this text"}[file_name]
-
-
-def _shape(features: FeatureSpec) -> str:
-    return f"[B, {features.channels}, {features.height or 'H'}, {features.width or 'W'}]"
 
 
 def _hash(features: FeatureSpec) -> str:

@@ -36,7 +36,7 @@ FEATURES = tuple(
 SAMPLING = ("sampler", "steps", "guidance_scale", "unconditional_strength")
 KEYS = ("model", "feature_shape", "adaptations", *FEATURES, *SAMPLING)
 # Fields of ModelConfig that no tensor's shape tells.
-SHAPELESS = ("heads", "latent_size", "context_tokens")
+SHAPELESS = ("heads", "latent_size", "context_tokens", "feature_shapes")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +71,9 @@ def parse(metadata: Mapping[str, str], config: ModelConfig) -> Statement:
         if not isinstance(adaptations, list) or not all(isinstance(note, str) for note in adaptations):
             raise _unfit(f"{PREFIX}adaptations", adaptations, "a list of text")
         features = _features(values, config)
+        if config.feature_shapes not in ((), features.packed_shapes):
+            raise _unfit(f"{PREFIX}model", config.feature_shapes, features.packed_shapes)
+        config = dataclasses.replace(config, feature_shapes=features.packed_shapes)
     except ConfigError as error:
         raise CheckpointMismatchError(
             f"the checkpoint's metadata are malformed: {error.problem}",

@@ -115,7 +115,9 @@ def add_network_options(parser: argparse._ActionsContainer, when: str, *, requir
         "hf:FOLDER of transformers, or module:function of your own, which runs",
     )
     parser.add_argument(
-        "--layer", metavar="L", help="'final', the number of a stage, or a module such as layer3.1.conv2"
+        "--layer",
+        metavar="L",
+        help="'final', the number of a stage, or a module such as layer3.1.conv2; several: 1,final",
     )
     parser.add_argument("--image-size", type=int, metavar="S", help="edge in pixels of what the backbone sees")
     parser.add_argument("--backbone-weights", metavar="FILE", help="local weights of the backbone, or random:SEED")

@@ -125,8 +125,9 @@ class Bench:
     def _maps(self, count: int) -> Tensor:
         """Random feature maps [count, C, H, W]."""
         spec = self.engine.manifest.features
-        edges = (1, 1) if spec.layout is FeatureLayout.POOLED else (spec.height or 8, spec.width or 8)
-        return torch.randn(count, spec.channels, *edges, generator=torch.Generator().manual_seed(0))
+        channels, height, width = spec.map_shape
+        edges = (1, 1) if spec.layout is FeatureLayout.POOLED else (height or 8, width or 8)
+        return torch.randn(count, channels, *edges, generator=torch.Generator().manual_seed(0))
 
     def _invert(self, runtime: Runtime, setting: Setting, batch: int, **options: Any) -> Inversion:
         """One call of the public interface on the first `batch` maps."""

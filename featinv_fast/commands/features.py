@@ -39,6 +39,8 @@ def as_data(backbone: Backbone, *, layers: bool) -> dict[str, Any]:
     """The spec of a backbone's maps, and with `layers` every layer of it with the shape that it gives."""
     spec = to_dict(backbone.spec)
     data = {name: spec[name] for name in SHOWN}
+    if backbone.spec.more_layers:
+        data["more_layers"] = spec["more_layers"]
     if layers:
         data["layers"] = [{"layer": layer, "shape": list(shape)} for layer, shape in backbone.layers().items()]
     return data
@@ -46,7 +48,9 @@ def as_data(backbone: Backbone, *, layers: bool) -> dict[str, Any]:
 
 def as_text(data: dict[str, Any]) -> str:
     """What `as_data` gives, to be read."""
-    lines = [f"{name:15} {_in_words(value)}" for name, value in data.items() if name != "layers"]
+    lines = [f"{name:15} {_in_words(value)}" for name, value in data.items() if not name.endswith("layers")]
+    more = [f"{one['layer']}: {one['channels']}x{one['height']}x{one['width']}" for one in data.get("more_layers", ())]
+    lines += [f"{'and layer':15} {one}" for one in more]
     if "layers" in data:
         width = max(len(one["layer"]) for one in data["layers"])
         lines += ["", "layers"]

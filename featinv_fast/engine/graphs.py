@@ -155,19 +155,16 @@ def graph_specs(
     Raises:
         ConfigError: an impossible size, or features that are not the model's.
     """
-    if features.channels != model.feature_channels:
+    given, expected = (
+        (features.total_channels, features.packed_shapes),
+        (model.feature_channels, model.feature_shapes),
+    )
+    if given != expected:
         raise ConfigError(
             "the feature spec is not the model's",
-            given=features.channels,
-            expected=f"{model.feature_channels} channels",
+            given=_channels_and_layers(*given),
+            expected=_channels_and_layers(*expected),
             remedy="take the feature spec that the model was trained on",
-        )
-    if features.more_layers:
-        raise ConfigError(
-            "engines of several layers are not served by this version",
-            given=[features.layer, *(layer.layer for layer in features.more_layers)],
-            expected="one layer",
-            remedy="upgrade featinv-fast, or export a checkpoint that was trained on one layer",
         )
     if time_bias_size < 1:
         raise ConfigError(
@@ -178,12 +175,11 @@ def graph_specs(
         )
     batch = Dim("batch", 1, optimal_batch, max_batch)
     steps = Dim("steps", *STEPS)
-    edges = tuple(
-        Dim(name, *FEATURE_EDGE) for name, size in (("height", features.height), ("width", features.width)) if not size
-    )
+    channels, height, width = features.map_shape
+    edges = tuple(Dim(name, *FEATURE_EDGE) for name, size in (("height", height), ("width", width)) if not size)
     edge = model.latent_size
 
-    maps = TensorSpec("features", ("batch", features.channels, features.height or "height", features.width or "width"))
+    maps = TensorSpec("features", ("batch", channels, height or "height", width or "width"))
     condition = TensorSpec("condition", ("batch", model.channels, edge, edge))
     latents = TensorSpec("latents", ("batch", model.latent_channels, edge, edge))
     eps = TensorSpec("eps", latents.shape)
@@ -210,3 +206,8 @@ def graph_specs(
         GraphSpec("decoder", (latents,), image, (batch,)),
     )
     return {spec.name: spec for spec in specs}
+
+
+def _channels_and_layers(channels: int, shapes: Sequence[tuple[int, int, int]]) -> str:
+    layers = f" of {len(shapes)} layers: {' + '.join('x'.join(map(str, shape)) for shape in shapes)}" if shapes else ""
+    return f"{channels} channels{layers}"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from featinv_fast.config import FeatureLayout, FeatureSpec
 from featinv_fast.features import normalise
+from featinv_kernels.packed_maps import by_location, unpack
 
 
 class Classifier(Protocol):
@@ -56,8 +57,17 @@ class Pooled:
         return comparable_maps(features, self._backbone.spec).mean(dim=(2, 3)), logits
 
 
+def layer_maps(features: Tensor, spec: FeatureSpec) -> list[Tensor]:
+    """Features in the layout of `spec` as a map [B, C, H, W] for each of its layers."""
+    return unpack(_maps(features, spec), spec.packed_shapes)
+
+
 def comparable_maps(features: Tensor, spec: FeatureSpec) -> Tensor:
-    """Features in the layout of `spec` as [B, C, H, W]; a pooled vector is a map of one location."""
+    """Features in the layout of `spec` as [B, C, H, W]: a pooled vector has one location, several layers have all."""
+    return by_location(_maps(features, spec), spec.packed_shapes)
+
+
+def _maps(features: Tensor, spec: FeatureSpec) -> Tensor:
     if spec.layout is FeatureLayout.POOLED:
         return features[:, :, None, None]
     return normalise(features, spec, layout=spec.layout)

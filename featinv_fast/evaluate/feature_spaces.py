@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from featinv_fast.errors import CheckpointError, CheckpointMismatchError, MissingPackageError
-from featinv_fast.evaluate.classifier import Classifier, comparable_maps
+from featinv_fast.evaluate.classifier import Classifier, layer_maps
 
 # The TensorFlow Inception network of 2015-12-05, converted to torch once and published by pytorch-fid as
 # pt_inception-2015-12-05-6726825d.pth and by torch-fidelity as weights-inception-2015-12-05-6726825d.pth.
@@ -84,14 +84,15 @@ class PooledFeatures:
 
     def __init__(self, classifier: Classifier, *, name: str) -> None:
         self.name = name
-        self.dimension = classifier.spec.channels
+        self.dimension = classifier.spec.total_channels
         self._classifier = classifier
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images uint8 [B, H, W, 3] -> [B, channels]."""
         pixels = self._classifier.preprocess([Image.fromarray(image) for image in images.cpu().numpy()])
         features, _ = self._classifier.features_and_logits(pixels)
-        return comparable_maps(features, self._classifier.spec).mean(dim=(2, 3))
+        spec = self._classifier.spec
+        return torch.cat([one.mean(dim=(2, 3)) for one in layer_maps(features, spec)], dim=1)
 
 
 def _inception_class() -> Any:

@@ -125,7 +125,7 @@ def _measured(distances: Sequence[FrechetDistance], series: Series) -> dict[str,
 
 def _named(spec: FeatureSpec) -> str:
     pooled = " (pooled)" if spec.layout == "pooled" else ""
-    return f"{spec.backbone or 'unknown backbone'}, layer {spec.layer or 'unknown'}{pooled}"
+    return f"{spec.backbone or 'unknown backbone'}, layer {spec.layer_names or 'unknown'}{pooled}"
 
 
 def _versions() -> dict[str, str]:

@@ -9,7 +9,7 @@ from featinv_fast.features.images import center_crop, read_image, to_rgb
 from featinv_fast.features.known import KNOWN_BACKBONES, known_spec, official
 from featinv_fast.features.layouts import normalise
 from featinv_fast.features.normalisation import BackboneNormalisationWarning
-from featinv_fast.features.opening import completed, named_spec, open_backbone, require_same_features
+from featinv_fast.features.opening import asked_spec, completed, named_spec, open_backbone, require_same_features
 from featinv_fast.features.places import items_at, place_of
 from featinv_fast.features.stored import StoredFeatures, stated_spec
 from featinv_fast.features.weights import weights_sha256
@@ -22,6 +22,7 @@ __all__ = [
     "FeatureStatisticsWarning",
     "ImageReading",
     "StoredFeatures",
+    "asked_spec",
     "center_crop",
     "check_statistics",
     "class_folders",

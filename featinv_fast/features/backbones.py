@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featinv_fast.config import AS_STORED, FeatureLayout, FeatureSpec, ImageReading
+from featinv_fast.config import AS_STORED, FINAL, FeatureLayout, FeatureSpec, ImageReading, LayerSpec
 from featinv_fast.errors import ArgumentError, CheckpointMismatchError, FeatInvError, FeatureLayoutError
 from featinv_fast.features.images import center_crop, read_image
-from featinv_fast.features.known import FINAL
 from featinv_fast.features.map_form import MapForm, map_form
 from featinv_fast.features.normalisation import constants
 from featinv_fast.features.places import items_at, place_of
 from featinv_fast.features.sources import Network, source_of
 from featinv_fast.features.sources.base import impossible_size
 from featinv_fast.features.weights import weights_sha256
+from featinv_kernels.packed_maps import pack
 from featinv_kernels.torch_state import neutral_torch_state
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ class Backbone:
             or `hf:FOLDER` of transformers, or `module:function` of your own. `layer` names the map: "final" is the
             model's last one, a number a stage as timm or transformers counts them, anything else the path of a module.
             What is left open is the model's own: the size of the images, mean and standard deviation, the layout (of
-            timm's stages: "nchw", or "nhwc" where that is stated).
+            timm's stages: "nchw", or "nhwc" where that is stated). `more_layers` name further layers of the same pass,
+            whose channels and sizes are found likewise.
         weights: a local file under the model's own names (`.safetensors`, or a torch file, of which only tensors are
             read). None lets the library download its pretrained weights. "random:SEED" gives untrained weights, for
             trying a pipeline without a network: their features mean nothing.
@@ -70,22 +71,18 @@ class Backbone:
         run_code: bool = False,
     ) -> None:
         self.device = torch.device(device)
-        self._layer = _layer(spec)
+        self._layers = _layers(spec)
         self.network = _open(spec, weights, run_code=run_code)
         self.network.model.to(self.device)
         self.input_size = _size(self.network)
         weights_found = weights_sha256(self.network.model, self.network.heads)
         if spec.weights_sha256 not in (None, weights_found):
             raise _other_weights(spec, weights_found, weights)
-        form = self._measured()
-        # Stages, which libraries arrange themselves, come in either order.
-        self._turned = spec.layout is FeatureLayout.NHWC and form.layout is FeatureLayout.NCHW and self._layer.isdigit()
-        if self._turned:
-            form = dataclasses.replace(form, layout=FeatureLayout.NHWC)
+        self._forms = self._measured()
         mean, std = constants(self.network.name, (self.network.mean, self.network.std), spec.mean, spec.std)
         self.spec = dataclasses.replace(
-            _with_form(spec, form),
-            layer=self._layer,
+            _with_forms(spec, self._forms),
+            layer=self._layers[0],
             input_size=self.input_size,
             mean=mean,
             std=std,
@@ -133,9 +130,12 @@ class Backbone:
     # Not in inference mode: training feeds these maps to layers that save their inputs for the backward pass.
     @neutral_torch_state()
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Features of preprocessed `pixels` [B, 3, S, S] in `spec.layout`, on the backbone's device."""
-        (features,), _ = self.network.read(pixels.to(self.device), [self._layer])
-        return self._arranged(features)
+        """Features of preprocessed `pixels` [B, 3, S, S] in `spec.layout`, on the backbone's device.
+
+        Those of several layers are packed in their order, [B, K, 1, 1]: see `featinv_kernels.packed_maps`.
+        """
+        maps, _ = self.network.read(pixels.to(self.device), self._layers)
+        return self._arranged(maps)
 
     @neutral_torch_state()
     def features_and_logits(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -143,8 +143,8 @@ class Backbone:
 
         The logits are None for a model without a classifier.
         """
-        (features,), logits = self.network.read(pixels.to(self.device), [self._layer], logits=True)
-        return self._arranged(features), logits
+        maps, logits = self.network.read(pixels.to(self.device), self._layers, logits=True)
+        return self._arranged(maps), logits
 
     def extract(
         self, images: Iterable[Image.Image | str | Path], *, batch_size: int = 8, reading: ImageReading = AS_STORED
@@ -164,8 +164,12 @@ class Backbone:
             yield self(pixels)
             done += len(batch)
 
-    def _arranged(self, given: Tensor) -> Tensor:
-        return given.permute(0, 2, 3, 1) if self._turned else given
+    def _arranged(self, maps: Sequence[Tensor]) -> Tensor:
+        if len(maps) > 1:
+            return pack([form.arrange(one) for form, one in zip(self._forms, maps, strict=True)])
+        # A stage, which libraries arrange themselves, comes in either order.
+        turned = self.spec.layout is FeatureLayout.NHWC and self._forms[0].layout is FeatureLayout.NCHW
+        return maps[0].permute(0, 2, 3, 1) if turned else maps[0]
 
     @neutral_torch_state()
     def layers(self) -> dict[str, tuple[int, ...]]:
@@ -182,8 +186,8 @@ class Backbone:
         size, generator = self.input_size, torch.Generator("cpu").manual_seed(0)
         return torch.randn(1, 3, size, size, generator=generator, dtype=torch.float32, device="cpu").to(self.device)
 
-    def _measured(self) -> MapForm:
-        """The form of the map, by looking at a random image."""
+    def _measured(self) -> list[MapForm]:
+        """The form of each layer's map, by looking at a random image."""
         size, pixels = self.input_size, self._random_image()
         try:
             self.network.look(pixels)
@@ -191,7 +195,7 @@ class Backbone:
             raise
         except Exception as error:  # models assert, or trip over their own shapes
             raise impossible_size(self.network.name, size, error, self.network.possible_sizes(size)) from error
-        return map_form(self.network, self._layer, pixels)
+        return [map_form(self.network, layer, pixels) for layer in self._layers]
 
 
 def _open(spec: FeatureSpec, weights: str | Path | None, *, run_code: bool) -> Network:
@@ -220,8 +224,8 @@ def _size(network: Network) -> int:
     return network.size
 
 
-def _layer(spec: FeatureSpec) -> str:
-    """The one layer that `spec` names.
+def _layers(spec: FeatureSpec) -> list[str]:
+    """The layers that `spec` names.
 
     Raises:
         ArgumentError: it is none that a backbone could compute.
@@ -233,29 +237,37 @@ def _layer(spec: FeatureSpec) -> str:
             expected="pooled features [B, C]",
             remedy="compute them as in training and pass [B, C]",
         )
-    if spec.more_layers:
+    names = [layer.layer for layer in spec.layers]
+    if len(set(names)) < len(names):
         raise ArgumentError(
-            "a backbone gives one layer at a time",
-            given=[spec.layer, *(layer.layer for layer in spec.more_layers)],
-            expected="one layer",
-            remedy="open a backbone for each",
+            "a layer is named twice", given=names, expected="different layers", remedy="name each layer once"
         )
-    return FINAL if spec.layer is None else spec.layer
+    return names
 
 
-def _with_form(spec: FeatureSpec, form: MapForm) -> FeatureSpec:
-    """`spec` with the map as it is.
+def _with_forms(spec: FeatureSpec, forms: Sequence[MapForm]) -> FeatureSpec:
+    """`spec` with the map as it is, or with those of several layers as they are packed.
 
     Raises:
         FeatureLayoutError: `spec` states another layout, or another number of prefix tokens.
     """
+    form = forms[0]
+    if len(forms) > 1:
+        more = [
+            LayerSpec(layer=layer.layer, channels=one.channels, height=one.height, width=one.width)
+            for layer, one in zip(spec.more_layers, forms[1:], strict=True)
+        ]
+        spec = dataclasses.replace(spec, more_layers=tuple(more))
+        form = dataclasses.replace(form, layout=FeatureLayout.NCHW, prefix_tokens=None)
+    elif spec.layout is FeatureLayout.NHWC and form.layout is FeatureLayout.NCHW and (spec.layer or "").isdigit():
+        form = dataclasses.replace(form, layout=FeatureLayout.NHWC)
     stated = (spec.layout, spec.prefix_tokens)
     if stated[0] not in (None, form.layout) or stated[1] not in (None, form.prefix_tokens):
         raise FeatureLayoutError(
             "the backbone's map has another layout than is stated",
             given=_layout_in_words(*stated),
             expected=f"{_layout_in_words(form.layout, form.prefix_tokens)}, as {spec.backbone}, layer "
-            f"{spec.layer or FINAL}, gives it",
+            f"{spec.layer_names or FINAL}, gives it",
             remedy="leave the layout out: it is found by looking at a map",
         )
     return dataclasses.replace(spec, **dataclasses.asdict(form))

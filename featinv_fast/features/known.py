@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from featinv_fast.config import FeatureLayout, FeatureSpec
+from featinv_fast.config import FINAL, FeatureLayout, FeatureSpec
 from featinv_fast.errors import ArgumentError
 
-FINAL = "final"
 _CONVNEXT = "convnext_base.fb_in22k_ft_in1k"
 
 

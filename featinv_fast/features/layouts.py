@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from featinv_fast.config import FeatureLayout, FeatureSpec
 from featinv_fast.errors import FeatureLayoutError, FeatureShapeError
 from featinv_fast.features.arrays import to_float_tensor
 from featinv_fast.features.known import KNOWN_BACKBONES
+from featinv_kernels.packed_maps import pack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,9 @@ def normalise(features: Any, spec: FeatureSpec, *, layout: FeatureLayout | str |
     where the engine's own layout is tokens or `layout="tokens"`, pooled vectors [B, C] or [C] where the engine was
     trained on those (copied to every position), and lists or tuples of these, whose items follow one another.
 
+    Of an engine of several layers: the maps by the layers' names, `{"1": maps, "final": maps}`, or as a backbone of
+    these layers gives them, packed in one array [B, K] or [B, K, 1, 1] (see `featinv_kernels.packed_maps`).
+
     Args:
         features: numpy arrays or torch tensors of a floating-point type. No items: `[]`, shape (0,) or (0, C, H, W).
         spec: what the engine takes.
@@ -49,7 +53,7 @@ def normalise(features: Any, spec: FeatureSpec, *, layout: FeatureLayout | str |
 
     Returns:
         [B, C, H, W] float32, contiguous and detached, on the device of the first item; it may share memory with
-        `features`.
+        `features`. Of several layers [B, K, 1, 1].
 
     Raises:
         ArgumentTypeError: something other than floating-point arrays.
@@ -57,6 +61,8 @@ def normalise(features: Any, spec: FeatureSpec, *, layout: FeatureLayout | str |
         FeatureLayoutError: the shape can be read in several ways, or pooled vectors are named for an engine of maps.
         FeatureShapeError: the rank, channels or size are wrong, or the items of a list differ in size.
     """
+    if spec.more_layers:
+        return _packed(features, spec, layout)
     named = _named_layout(layout, spec)
     if not isinstance(features, list | tuple):
         return _normalise_array(features, spec, named, "features")
@@ -73,6 +79,46 @@ def normalise(features: Any, spec: FeatureSpec, *, layout: FeatureLayout | str |
             remedy="invert each size by itself",
         )
     return torch.cat([batch.to(filled[0].device) for batch in filled])
+
+
+def _packed(features: Any, spec: FeatureSpec, layout: FeatureLayout | str | None) -> torch.Tensor:
+    """Maps of several layers, by their names or packed already."""
+    if isinstance(features, list | tuple):
+        batches = [_packed(item, spec, layout) for item in features]
+        return torch.cat(batches) if batches else _empty(spec)
+    if not isinstance(features, Mapping):
+        tensor, size = to_float_tensor(features, "features"), spec.map_shape[0]
+        if tensor.shape == (0,):
+            return _empty(spec).to(tensor.device)
+        if tuple(tensor.shape[-3:]) == (size, 1, 1) and tensor.ndim in (3, 4):
+            tensor = tensor.flatten(-3)
+        if tensor.ndim not in (1, 2) or tensor.shape[-1] != size:
+            raise _not_packed(f"shape {_written(tuple(tensor.shape))}", spec)
+        return tensor.reshape(-1, size, 1, 1).contiguous()
+    if set(features) != {layer.layer for layer in spec.layers}:
+        raise _not_packed(f"maps of {', '.join(map(str, features)) or 'no layer'}", spec)
+    maps = []
+    for layer in spec.layers:
+        one = FeatureSpec(
+            backbone=spec.backbone, layer=layer.layer, channels=layer.channels, height=layer.height, width=layer.width
+        )
+        maps.append(normalise(features[layer.layer], one, layout=layout))
+    if len({len(one) for one in maps}) > 1:
+        counts = {layer.layer: len(one) for layer, one in zip(spec.layers, maps, strict=True)}
+        raise _not_packed(f"numbers of maps: {counts}", spec)
+    return pack([one.to(maps[0].device) for one in maps])
+
+
+def _not_packed(given: str, spec: FeatureSpec) -> FeatureShapeError:
+    names = [layer.layer for layer in spec.layers]
+    return FeatureShapeError(
+        "these are not the maps of the layers that the engine takes",
+        given=given,
+        expected=_described(spec),
+        remedy=f"pass a map of each layer by its name, {{{', '.join(f'{name!r}: maps' for name in names)}}}, or what a "
+        "backbone of these layers gives",
+        command_remedy="make the file by `featinv features` with these layers, or pass --images",
+    )
 
 
 def _named_layout(layout: FeatureLayout | str | None, spec: FeatureSpec) -> FeatureLayout | None:
@@ -169,7 +215,8 @@ def _prefix_tokens(spec: FeatureSpec) -> int:
 
 
 def _empty(spec: FeatureSpec) -> torch.Tensor:
-    return torch.empty(0, spec.channels, spec.height or 1, spec.width or 1)
+    channels, height, width = spec.map_shape
+    return torch.empty(0, channels, height or 1, width or 1)
 
 
 def _shape_error(shape: Sequence[int], spec: FeatureSpec, layout: FeatureLayout | None, name: str) -> FeatureShapeError:
@@ -199,6 +246,9 @@ def _shape_error(shape: Sequence[int], spec: FeatureSpec, layout: FeatureLayout 
 
 
 def _described(spec: FeatureSpec) -> str:
+    if spec.more_layers:
+        layers = [f"{one.layer}: {one.channels}x{one.height}x{one.width}" for one in spec.layers]
+        return f"{spec.backbone or 'unknown backbone'}, layers {', '.join(layers)}, or packed [B, {spec.map_shape[0]}]"
     source = f"{spec.backbone or 'unknown backbone'}, layer {spec.layer or 'unknown'}"
     if spec.layout is FeatureLayout.POOLED:
         return f"{source}: pooled vectors of {spec.channels} channels"

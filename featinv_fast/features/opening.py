@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from featinv_fast.config import FeatureLayout, FeatureSpec
+from featinv_fast.config import FINAL, FeatureLayout, FeatureSpec, LayerSpec, from_dict
 from featinv_fast.errors import ArgumentError, FeatureShapeError
 from featinv_fast.features import small_backbones
 from featinv_fast.features.backbones import Backbone
-from featinv_fast.features.known import FINAL, KNOWN_BACKBONES, is_named, official
+from featinv_fast.features.known import KNOWN_BACKBONES, is_named, official
 from featinv_fast.features.sources import source_of
 
 
 def open_backbone(
-    spec: FeatureSpec | str,
+    spec: FeatureSpec | Mapping[str, Any] | str,
     *,
     backbone: str | None = None,
-    layer: str | None = None,
+    layer: str | Sequence[str] | None = None,
     image_size: int | None = None,
     weights: str | Path | None = None,
     device: str | torch.device = "cpu",
@@ -32,7 +33,7 @@ def open_backbone(
         spec: `Runtime.info["features"]`, a manifest's or a file's spec; or the name of a backbone, see `Backbone`.
         backbone: its name where `spec` names none, or to insist on it. `module:function` runs only where it is named
             here or as `spec`; a network in a folder of this machine may be named in another one.
-        layer: likewise.
+        layer: likewise. Several layers of one pass: a list of them, or their names with commas between.
         image_size: edge in pixels of the images, likewise.
         weights: see `Backbone`. Those of the built-in backbone come with the package.
         device: where the model runs.
@@ -43,31 +44,48 @@ def open_backbone(
         FeatInvError: the model or its weights cannot be had, or are not those that `spec` names; see `Backbone`.
     """
     if isinstance(spec, str):
-        asked = FeatureSpec(channels=1, backbone=spec, layer=layer, input_size=image_size)  # the model says the rest
+        asked = asked_spec(spec, layer_names(layer), input_size=image_size)
         weights = small_backbones.WEIGHTS.get(spec) if weights is None else weights
         return Backbone(asked, weights=weights, device=device, run_code=True)
+    if isinstance(spec, Mapping):
+        spec = from_dict(FeatureSpec, spec, where="features")
     named = named_spec(spec, backbone=backbone, layer=layer, image_size=image_size)
     assert named.backbone is not None
     if weights is None and named.weights_sha256 is not None:
         weights = small_backbones.WEIGHTS.get(named.backbone)
     opened = Backbone(named, weights=weights, device=device, run_code=backbone is not None)
-    stated, found = ((one.channels, one.height, one.width) for one in (named, opened.spec))
-    if any(edge not in (None, other) for edge, other in zip(stated, found, strict=True)):
+    stated, found = ([(one.channels, one.height, one.width) for one in known.layers] for known in (named, opened.spec))
+    edges = zip(itertools.chain(*stated), itertools.chain(*found), strict=True)
+    if any(edge not in (None, other) for edge, other in edges):
         raise FeatureShapeError(
             "the backbone gives other maps than the engine takes",
-            given=f"{named.backbone}, layer {named.layer}, at {opened.input_size} pixels: {'x'.join(map(str, found))}",
-            expected="x".join(str(edge or "any") for edge in stated),
+            given=f"{named.backbone}, layer {named.layer_names}, at {opened.input_size} pixels: {_sizes(found)}",
+            expected=_sizes(stated),
             remedy="name the backbone, layer and size of images that it was trained on; where the engine names them "
             "itself, export its checkpoint again with the right ones",
         )
     return opened
 
 
+def layer_names(layer: str | Sequence[str] | None) -> list[str]:
+    """The names of one or several layers, as they are written: a list, or with commas between; none of None."""
+    if layer is None:
+        return []
+    return layer.split(",") if isinstance(layer, str) else list(layer)
+
+
+def asked_spec(backbone: str, layers: Sequence[str], **stated: Any) -> FeatureSpec:
+    """What is asked of a backbone where nothing but its layers is known: channels and sizes it says itself."""
+    first, *others = layers or [FINAL]
+    more = tuple(LayerSpec(layer=name, channels=1) for name in others)
+    return FeatureSpec(channels=1, backbone=backbone, layer=first, more_layers=more, **stated)
+
+
 def named_spec(
     stated: FeatureSpec,
     *,
     backbone: str | None = None,
-    layer: str | None = None,
+    layer: str | Sequence[str] | None = None,
     image_size: int | None = None,
     owner: str = "engine",
 ) -> FeatureSpec:
@@ -94,11 +112,15 @@ def named_spec(
     name = stated.backbone if backbone is None else _full_name(stated, backbone)
     if stated.backbone is not None and _are_places(stated.backbone, name):
         stated = dataclasses.replace(stated, backbone=name)
-    said = {"backbone": name, "layer": layer, "input_size": image_size}
+    names = layer_names(layer)
+    if len(names) > 1 or stated.more_layers:
+        _require_layers(stated, names, owner)
+        names = []  # all is said
+    said = {"backbone": name, "layer": names[0] if names else None, "input_size": image_size}
     spec = completed(stated, said, owner=owner)
     spec = dataclasses.replace(spec, layer=spec.layer or FINAL)
     known = official(spec)
-    if known is None or spec.layout is FeatureLayout.POOLED:
+    if known is None or spec.layout is FeatureLayout.POOLED or spec.more_layers:
         return spec
     facts = ("channels", "height", "width", "input_size", *(() if stated.backbone else ("layout",)))
     return completed(spec, {fact: getattr(known, fact) for fact in facts}, owner=owner)
@@ -117,7 +139,8 @@ def require_same_features(given: FeatureSpec, expected: FeatureSpec, *, owner: s
         ArgumentError: they are others.
     """
     compared = [
-        "layer", "input_size", "mean", "std", "weights_sha256", "channels", "height", "width", "prefix_tokens"
+        "layer", "input_size", "mean", "std", "weights_sha256", "channels", "height", "width", "prefix_tokens",
+        "more_layers",
     ]  # fmt: skip
     alike = given.backbone is not None and (
         is_named(expected, given.backbone) or _are_places(given.backbone, expected.backbone)
@@ -153,6 +176,23 @@ def completed(stated: FeatureSpec, added: Mapping[str, Any], *, owner: str) -> F
             f"{owner} that belongs to them",
         )
     return dataclasses.replace(stated, **{name: new for name, new in added.items() if old[name] is None})
+
+
+def _require_layers(stated: FeatureSpec, names: Sequence[str], owner: str) -> None:
+    """Refuse other layers than the several that are stated: only a checkpoint that records them takes several."""
+    known = [one.layer for one in stated.layers]
+    if names and list(names) != known:
+        raise ArgumentError(
+            f"these are not the layers that the {owner} takes",
+            given=", ".join(names),
+            expected=", ".join(known) if stated.layer or stated.more_layers else "one layer",
+            remedy="leave the layers out",
+            command_remedy="leave out --layer",
+        )
+
+
+def _sizes(maps: Sequence[tuple[int | None, ...]]) -> str:
+    return " + ".join("x".join(str(edge or "any") for edge in one) for one in maps)
 
 
 def _full_name(stated: FeatureSpec, backbone: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from featinv_fast.models.layers import (
 from featinv_fast.rewrites.shared_prefix import Fork, take_children
 from featinv_fast.rewrites.upsample_products import UpsampleProducts
 from featinv_kernels import attention, geglu, group_norm_silu, phase_weights, resize_conv, tap_weights, upsample_conv
+from featinv_kernels.packed_maps import unpack
 
 
 class FusedGroupNorm(nn.Module):
@@ -170,22 +173,37 @@ class FusedUpsample(nn.Module):
 
 
 class FusedConditionEncoder(nn.Module):
-    """`ConditionEncoder` with its resize, first convolution and activation in one operation."""
+    """`ConditionEncoder` with its resize, first convolution and activation in one operation.
+
+    Of several layers each is convolved at its own size; the convolution of what stands beside one another is a sum.
+    """
 
     def __init__(self, encoder: ConditionEncoder, provider: str) -> None:
         super().__init__()
-        self.size = encoder.size
-        self.weight = constant(tap_weights(encoder.conv_in.weight))
+        self.size, self.shapes = encoder.size, encoder.shapes
+        weight = encoder.conv_in.weight
+        ends = list(itertools.accumulate(shape[0] for shape in self.shapes)) or [weight.shape[1]]
+        parts = [weight[:, start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        self.weights = nn.ParameterList(constant(tap_weights(part)) for part in parts)
         assert encoder.conv_in.bias is not None
         self.bias = encoder.conv_in.bias
+        self.no_bias = constant(torch.zeros_like(self.bias))
         self.conv_hidden, self.conv_out = encoder.conv_hidden, encoder.conv_out
         self.provider = provider
 
     def forward(self, features: Tensor) -> Tensor:
-        """`features` [B, C, H, W] -> condition [B, channels, latent_size, latent_size] in the dtype of `features`."""
-        x = features.permute(0, 2, 3, 1).to(self.weight.dtype)
-        x = resize_conv(x, self.weight, self.bias, *self.size, provider=self.provider).permute(0, 3, 1, 2)
-        return self.conv_out(F.silu(self.conv_hidden(x))).to(features.dtype)
+        """See `ConditionEncoder`."""
+        first, *others = unpack(features, self.shapes)
+        x = self._convolved(first, self.weights[0], self.bias, silu=not others)
+        for one, weight in zip(others, self.weights[1:], strict=True):
+            x = x + self._convolved(one, weight, self.no_bias, silu=False)
+        x = F.silu(x) if others else x
+        return self.conv_out(F.silu(self.conv_hidden(x.permute(0, 3, 1, 2)))).to(features.dtype)
+
+    def _convolved(self, one: Tensor, weight: Tensor, bias: Tensor, *, silu: bool) -> Tensor:
+        """A map [B, C, h, w] resized and convolved: [B, H, W, C']."""
+        x = one.permute(0, 2, 3, 1).to(weight.dtype)
+        return resize_conv(x, weight, bias, *self.size, silu=silu, provider=self.provider)
 
 
 class ChannelsLastFork(Fork):

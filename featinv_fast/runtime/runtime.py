@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,18 @@ from torch import Tensor
 from featinv_fast.backends import Request, Session, reasons_against, resolve_device
 from featinv_fast.checks import choice, count
 from featinv_fast.checks.options import check_running, without_effect
-from featinv_fast.config import FeatureLayout, Precision, to_dict
+from featinv_fast.config import AS_STORED, FeatureLayout, ImageReading, Precision, to_dict
 from featinv_fast.engine import EngineFolder, open_engine
 from featinv_fast.errors import NumericalError, OutOfMemoryError
-from featinv_fast.features import FeatureStatisticsWarning, check_statistics, normalise
+from featinv_fast.features import (
+    Backbone,
+    FeatureStatisticsWarning,
+    check_statistics,
+    list_images,
+    normalise,
+    open_backbone,
+    require_same_features,
+)
 from featinv_fast.runtime import arguments
 from featinv_fast.runtime.batching import Compute, Executor
 from featinv_fast.runtime.call import Call, Progress, non_finite_errors, progress_bar
@@ -108,6 +117,7 @@ class Runtime:
         self._cuda_graphs = CudaGraphs(cuda_graphs)
         self._executor = Executor(self._request, backend)
         self._loop = GraphLoop(self._executor.session, self._cuda_graphs, self.engine.manifest.max_batch)
+        self._backbone: Backbone | None = None
 
     @property
     def info(self) -> dict[str, Any]:
@@ -158,7 +168,8 @@ class Runtime:
 
         Args:
             features: numpy or torch, any float type: [C, H, W], [B, C, H, W], [B, H, W, C], tokens [B, 1+N, C] (the
-                class token is dropped), pooled [B, C] where the engine was trained so, or a list of these.
+                class token is dropped), pooled [B, C] where the engine was trained so, or a list of these; where it
+                takes several layers, maps by their names or packed (see `features.normalise`).
             steps: sampling steps; the engine's default, or the sampler's usual number for another sampler.
             sampler: "ddim", "lcm" or "dpm++2m"; the engine's default.
             guidance_scale: classifier-free guidance, 1 for none; the engine's default.
@@ -271,6 +282,43 @@ class Runtime:
                 raise error
         return inversion
 
+    def invert_images(
+        self,
+        images: str | os.PathLike[str] | Iterable[Any],
+        *,
+        backbone: Backbone | None = None,
+        reading: ImageReading = AS_STORED,
+        **options: Any,
+    ) -> Inversion:
+        """What the engine's backbone sees of images, turned into images again.
+
+        Args:
+            images: PIL images and paths of image files; or one path, of a folder (`features.list_images` gives the
+                order) or of an image.
+            backbone: the open one of `features.open_backbone`, for weights of your own or a network that the engine
+                does not name; None opens the engine's own, once.
+            reading: the choices in reading files.
+            options: those of `invert`.
+
+        Returns:
+            A row for each image, in order; see `invert`.
+
+        Raises:
+            ArgumentError: no images, one that cannot be read, a backbone of other maps, or nobody names one.
+            FeatInvError: the backbone cannot be opened; see `features.open_backbone` and `invert`.
+        """
+        stated = self.engine.manifest.features
+        if backbone is None:
+            if self._backbone is None:
+                self._backbone = open_backbone(stated, device=self._executor.session.device)
+            backbone = self._backbone
+        else:
+            require_same_features(backbone.spec, stated, owner="the backbone", taker="the engine")
+        if isinstance(images, str | os.PathLike):
+            images = list_images(Path(images))
+        maps = list(backbone.extract(images, reading=reading))
+        return self.invert(maps, layout=backbone.spec.layout, **options)
+
     @neutral_torch_state()
     def encode_condition(self, features: Any, *, layout: FeatureLayout | str | None = None) -> Tensor:
         """The condition of feature maps, what the ControlNet adds to its first activation.
@@ -314,11 +362,12 @@ class Runtime:
         """Load every graph that `invert` needs and run it once, so that the first real call is not the slow one."""
         self._executor.refuse_fork()
         spec = self.engine.manifest.features
-        edges = (1, 1) if spec.layout is FeatureLayout.POOLED else (spec.height or 8, spec.width or 8)
+        channels, height, width = spec.map_shape
+        edges = (1, 1) if spec.layout is FeatureLayout.POOLED else (height or 8, width or 8)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FeatureStatisticsWarning)  # blank maps are all zeros
             self.invert(
-                torch.zeros(count("batch_size", batch_size), spec.channels, *edges),
+                torch.zeros(count("batch_size", batch_size), channels, *edges),
                 layout=FeatureLayout.NCHW,
                 # A graph of the whole loop serves this number of steps and no other.
                 steps=None if self._cuda_graphs is CudaGraphs.LOOP else 1,

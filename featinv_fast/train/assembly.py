@@ -102,7 +102,7 @@ def learn_on(model: FeatInv, started: Checkpoint, features: FeatureSpec) -> tupl
         )
     model.load_state_dict(given)
     one, other = (
-        "an unnamed backbone" if spec.backbone is None else f"{spec.backbone}, layer {spec.layer}"
+        "an unnamed backbone" if spec.backbone is None else f"{spec.backbone}, layer {spec.layer_names}"
         for spec in (started.features, features)
     )
     if one == other and not new:

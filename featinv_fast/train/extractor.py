@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featinv_fast.config import FeatureLayout, FeatureSpec, to_dict
-from featinv_fast.features import Backbone, normalise
+from featinv_fast.config import FeatureLayout, to_dict
+from featinv_fast.features import Backbone, asked_spec, normalise
 from featinv_fast.train.images import to_pixels
 from featinv_fast.train.settings import BackboneConfig
 
@@ -32,10 +32,9 @@ class Extractor:
     """
 
     def __init__(self, config: BackboneConfig, *, size: int, root: Path, device: torch.device) -> None:
-        stated = FeatureSpec(
-            channels=1,  # unknown before the first map
-            backbone=config.name,
-            layer=config.layer,
+        stated = asked_spec(
+            config.name,
+            config.layers or [config.layer],
             layout=config.layout,
             input_size=config.input_size or size,
             mean=config.mean,
@@ -49,7 +48,7 @@ class Extractor:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] -> maps [B, C, h, w]; of pooled features, averages over the positions [B, C, 1, 1]."""
+        """uint8 [B, H, W, 3] -> maps [B, C, h, w]; pooled, averages [B, C, 1, 1]; several layers packed."""
         maps = normalise(self._raw(images), self._map, layout=self._map.layout)
         return maps.mean(dim=(2, 3), keepdim=True) if self._pooled else maps
 

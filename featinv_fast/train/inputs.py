@@ -20,6 +20,7 @@ from featinv_fast.train.extractor import Extractor
 from featinv_fast.train.images import to_bytes, to_signed
 from featinv_fast.train.pairs import Pairs
 from featinv_fast.train.settings import Cache, DataConfig
+from featinv_kernels.packed_maps import by_location
 
 SAMPLED = 256  # images whose features say how large features are
 
@@ -120,7 +121,8 @@ class Inputs(nn.Module):
         if self._judge is None:
             return None
         seen, features = self._judge(to_bytes(images)), self.features(batch)
-        return torch.cosine_similarity(seen, features.to(seen), dim=1).flatten(1).mean(dim=1)
+        one, other = (by_location(maps.to(seen), self._judge.spec.packed_shapes) for maps in (seen, features))
+        return torch.cosine_similarity(one, other, dim=1).flatten(1).mean(dim=1)
 
     def largest_feature(self) -> float:
         """The largest |value| in the features of the first images."""

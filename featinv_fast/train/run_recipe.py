@@ -133,7 +133,8 @@ def _controlnet(recipe: ControlNetRecipe, place: Place) -> None:
     features = open_features(recipe, place)
     config = dataclasses.replace(
         base.config,
-        feature_channels=features.spec.channels,
+        feature_channels=features.spec.total_channels,
+        feature_shapes=features.spec.packed_shapes,
         condition_hidden_channels=recipe.condition_hidden_channels,
         latent_size=recipe.latent_size or base.config.latent_size,
         context_tokens=prompts["cond"].shape[1],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 
-from featinv_fast.config import AutoencoderConfig, FeatureLayout, ModelConfig, Precision
+from featinv_fast.config import FINAL, AutoencoderConfig, FeatureLayout, ModelConfig, Precision
 from featinv_fast.errors import ConfigError
 
 SCENES = "scenes"  # the data source that names the synthetic world of featinv_fast.demo
@@ -209,6 +209,8 @@ class BackboneConfig:
             or `module:function` of your own, which runs; see `features.Backbone`.
         weights: a local file; None lets the library download its pretrained weights, "random:SEED" is for trying.
         layer: "final", the number of a stage as the library counts them, or the path of a module ("layer3.1.conv2").
+        layers: several layers of one pass, in place of `layer`: each map is resized to the latent's size, and the
+            condition encoder sees them beside one another.
         layout: of what the model returns, to insist on it; None asks the model.
         pooled: average the map over its positions: the baseline that has lost where things are.
         input_size: edge in pixels of what the backbone sees; None is the data's own size.
@@ -217,12 +219,23 @@ class BackboneConfig:
 
     name: str
     weights: str | None = None
-    layer: str = "final"
+    layer: str = FINAL
+    layers: tuple[str, ...] = ()
     layout: FeatureLayout | None = None
     pooled: bool = False
     input_size: int | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.layers and (len(self.layers) < 2 or self.layer != FINAL or self.pooled or self.layout is not None):
+            raise ConfigError(
+                "the layers of the backbone are not sound",
+                given=f"layers = {list(self.layers)}, layer = '{self.layer}', pooled = {self.pooled}, "
+                f"layout = {self.layout}",
+                expected="two layers or more, without layer, pooled and layout",
+                remedy="name one layer as layer, or several as layers alone",
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

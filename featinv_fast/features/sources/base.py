@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from featinv_fast.checks import did_you_mean
+from featinv_fast.config import FINAL
 from featinv_fast.errors import ArgumentError
-from featinv_fast.features.known import FINAL
 from featinv_fast.features.module_paths import Seen, Taps, survey
 from featinv_fast.features.normalisation import Constants
 from featinv_fast.features.weights import within

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from featinv_fast.checks import did_you_mean
+from featinv_fast.config import FINAL
 from featinv_fast.errors import ArgumentError, InputNotFoundError, MissingPackageError
 from featinv_fast.features import small_backbones
-from featinv_fast.features.known import FINAL
 from featinv_fast.features.sources.base import Network, Pass, impossible_size
 from featinv_fast.features.sources.weight_files import is_random, read_state, seeded, unfit, unobtainable
 from featinv_fast.features.weights import classifiers

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from featinv_fast.config import FINAL
 from featinv_fast.errors import ArgumentError, InputNotFoundError, MissingPackageError
-from featinv_fast.features.known import FINAL
 from featinv_fast.features.normalisation import Constants
 from featinv_fast.features.sources.base import Network, Pass
 from featinv_fast.features.sources.weight_files import is_random, read_state, seeded, unfit, unobtainable
