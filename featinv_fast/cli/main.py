@@ -7,7 +7,7 @@ import importlib.metadata
 import logging
 from collections.abc import Sequence
 
-from featinv_fast.cli import bench, convert, demo, doctor, evaluate, features, invert, train
+from featinv_fast.cli import bench, convert, demo, doctor, evaluate, features, invert, table, train
 from featinv_fast.cli.program import Parser, run_program
 
 
@@ -29,6 +29,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=importlib.metadata.version("featinv-fast"))
     parser.add_argument("--verbose", action="store_true", help="say on stderr what is chosen and why")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (demo, features, invert, evaluate, train, bench, convert, doctor):
+    for command in (demo, features, invert, evaluate, table, train, bench, convert, doctor):
         command.add_parser(commands)
     return parser

@@ -4,6 +4,7 @@ from featinv_fast.evaluate.bootstrap import interval
 from featinv_fast.evaluate.ceiling import autoencoder_of
 from featinv_fast.evaluate.class_names import class_count, class_numbers
 from featinv_fast.evaluate.classifier import Classifier, Pooled
+from featinv_fast.evaluate.comparison import COMPARED, comparison_cells, comparison_csv
 from featinv_fast.evaluate.feature_spaces import WORLD_DISTANCE, InceptionFeatures, PooledFeatures
 from featinv_fast.evaluate.frechet import (
     FeatureSpace,
@@ -24,6 +25,7 @@ from featinv_fast.evaluate.tables import FIGURES_TITLE, figure_cells, group_cell
 from featinv_fast.samplers import Setting
 
 __all__ = [
+    "COMPARED",
     "FIGURES_TITLE",
     "MEASURES",
     "SPREADS",
@@ -56,6 +58,8 @@ __all__ = [
     "autoencoder_of",
     "class_count",
     "class_numbers",
+    "comparison_cells",
+    "comparison_csv",
     "contact_sheet",
     "evaluate",
     "figure_cells",

@@ -11,11 +11,13 @@ from typing import Any
 
 from PIL import Image
 
-from featinv_fast.checks import file_errors, output_folder
-from featinv_fast.config import to_dict
+from featinv_fast.checks import file_errors, output_folder, require_input
+from featinv_fast.config import from_dict, to_dict
+from featinv_fast.errors import ConfigError, UnreadableFileError
 from featinv_fast.evaluate.metrics import CosineSummary
 
 FORMAT_VERSION = 1
+REPORT = "report.json"
 
 
 class Kind(enum.StrEnum):
@@ -197,6 +199,33 @@ class Report:
         notes = {str(kind): note for kind, note in self.notes.items()}
         return {"format_version": FORMAT_VERSION, "rows": [to_dict(row) for row in self.rows], "notes": notes}
 
+    @staticmethod
+    def read_rows(path: str | os.PathLike[str]) -> tuple[Row, ...]:
+        """The rows of a saved report.
+
+        Args:
+            path: `report.json`, or the folder that it is in.
+
+        Raises:
+            InputNotFoundError: there is none.
+            UnreadableFileError: it is damaged, or none of ours.
+        """
+        file = Path(path) / REPORT if Path(path).is_dir() else Path(path)
+        require_input(file, "file", expected=f"a {REPORT} that featinv eval wrote, or its folder")
+        try:
+            with file_errors(file):
+                data = json.loads(file.read_text(encoding="utf-8"))
+            if data["format_version"] != FORMAT_VERSION:
+                raise ValueError(f"format {data['format_version']}")
+            return tuple(from_dict(Row, row, where=f"rows[{i}]") for i, row in enumerate(data["rows"]))
+        except (ValueError, TypeError, LookupError, RecursionError, ConfigError) as error:
+            raise UnreadableFileError(
+                "this is no report of an evaluation",
+                given=f"{file}: {error}",
+                expected=f"a {REPORT} of format {FORMAT_VERSION}, as featinv eval writes it",
+                remedy="evaluate again",
+            ) from error
+
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write `report.json` with the rows and `images.jsonl` with a line for each image and setting.
 
@@ -204,7 +233,7 @@ class Report:
             Their paths.
         """
         with output_folder(folder) as made, file_errors(made):
-            report, items = made / "report.json", made / "images.jsonl"
+            report, items = made / REPORT, made / "images.jsonl"
             report.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
             lines = [json.dumps(item.to_dict(), allow_nan=False) + "\n" for item in self.items]
             items.write_text("".join(lines), encoding="utf-8")

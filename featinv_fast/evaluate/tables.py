@@ -57,11 +57,22 @@ def figure_cells(rows: Sequence[Row]) -> list[list[str]]:
     """A head with the settings, and a line for each measure with its mean over all images and 95 % interval."""
     rows = [row for row in rows if row.group is None]
     lines = [["measure", *(TITLES.get(row.kind, row.label) for row in rows)]]
-    for measure in (*MEASURES, *SPREADS):
-        figures = [row.figures.get(measure.name) for row in rows]
-        if any(figures):
-            lines.append([measure.title, *(_with_interval(figure, measure.form) for figure in figures)])
+    for name, (title, form) in figure_forms([name for row in rows for name in row.figures]).items():
+        lines.append([title, *(with_interval(row.figures.get(name), form) for row in rows)])
     return lines
+
+
+def figure_forms(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Name of a figure -> its title and the form of its values; its name, where no measure is known by it."""
+    known = {measure.name: (measure.title, measure.form) for measure in (*MEASURES, *SPREADS)}
+    return {name: known.get(name, (name, ".4f")) for name in dict.fromkeys(names)}
+
+
+def with_interval(figure: Figure | None, form: str) -> str:
+    """A mean and the ends of its interval."""
+    if figure is None:
+        return MISSING
+    return f"{figure.mean:{form}} [{figure.low:{form}}, {figure.high:{form}}]"
 
 
 def note_lines(notes: Mapping[Kind, str]) -> list[str]:
@@ -82,9 +93,3 @@ def markdown(cells: Sequence[Sequence[str]]) -> str:
 
 def _written(value: float | None, form: str) -> str:
     return MISSING if value is None else format(value, form)
-
-
-def _with_interval(figure: Figure | None, form: str) -> str:
-    if figure is None:
-        return MISSING
-    return f"{_written(figure.mean, form)} [{_written(figure.low, form)}, {_written(figure.high, form)}]"

@@ -89,6 +89,8 @@ FAULTS = [
     Fault(EVAL + " --inception {gone}", 2, "there is no such file"),
     Fault(EVAL + " --labels {gone}", 2, "there is no such file"),
     Fault(EVAL + " --judge test_resnet --judge-weights {gone}", 2, "there is no such file"),
+    Fault("featinv table {images} {gone}", 2, "there is no such file or folder"),
+    Fault("featinv table {images} --csv --measures ssim", 2, "the CSV has all figures"),
     Fault("featinv bench {gone}", 2, "there is no engine here"),
     Fault("featinv doctor --engine {gone}", 2, "there is no engine here"),
     Fault("featinv convert {gone} {new}", 2, "there is no such checkpoint"),
