@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featinv_fast.checks import count, require_checkpoint, require_input, require_writable
+from featinv_fast.checks import choice, count, require_checkpoint, require_feature_file, require_input, require_writable
 from featinv_fast.cli.program import say
 from featinv_fast.cli.shared import (
     DONE,
@@ -26,6 +26,7 @@ from featinv_fast.cli.shared import (
     refuse_without_effect,
     tell_builtin,
 )
+from featinv_fast.config import FeatureLayout
 
 if TYPE_CHECKING:
     from featinv_fast.commands.evaluate_options import JudgeOptions
@@ -36,11 +37,15 @@ if TYPE_CHECKING:
 def add_parser(commands: Any) -> None:
     """Add the subcommand to `commands`, what `ArgumentParser.add_subparsers` returns."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "eval", help="measure an engine's reconstructions of a folder of images"
+        "eval", help="measure an engine's reconstructions of images, or of maps"
     )
     parser.set_defaults(run=run)
     add_engine_option(parser)
-    parser.add_argument("--images", required=True, type=Path, help="folder of images")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of images")
+    parser.add_argument(
+        "--features", type=Path, metavar="FILE", help="instead, maps that were made elsewhere: .npy, .npz, .safetensors"
+    )
+    parser.add_argument("--layout", help="of these maps where their shape does not tell: nchw, nhwc, tokens, pooled")
     parser.add_argument("--out", required=True, type=Path, help="folder for report.json, page.html and the pictures")
     parser.add_argument(
         "--settings",
@@ -49,7 +54,7 @@ def add_parser(commands: Any) -> None:
         metavar="SAMPLER:STEPS:GUIDANCE",
         help="what to compare, e.g. ddim:50:1.75 lcm:4 (default: the engine's own)",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="only N images, spread evenly over the folder")
+    parser.add_argument("--limit", type=int, metavar="N", help="only N images or maps, spread evenly")
     parser.add_argument("--group-by-folder", action="store_true", help="a table row for each subfolder")
     add_backbone_options(parser)
     parser.add_argument(
@@ -90,6 +95,8 @@ def run(options: argparse.Namespace) -> int:
     evaluate_options = EvaluateOptions(
         out=options.out,
         images=options.images,
+        features=options.features,
+        layout=options.layout,
         settings=settings,
         limit=options.limit,
         group_by_folder=options.group_by_folder,
@@ -143,7 +150,12 @@ def _checked_settings(options: argparse.Namespace) -> tuple[Setting, ...]:
     from featinv_fast.samplers import Setting
 
     check_backend_options(options, options.backend)
-    require_input(options.images, "file or folder", expected="a folder of images, or an image")
+    if options.images is not None:
+        require_input(options.images, "file or folder", expected="a folder of images, or an image")
+    if options.features is not None:
+        require_feature_file(options.features)
+    if options.layout is not None:
+        choice("--layout", options.layout, FeatureLayout)
     if options.checkpoint is not None:
         require_checkpoint(options.checkpoint)
     if options.inception is not None:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from featinv_fast.commands.evaluate_inputs import Inputs, Labels, examples, folder_labels, inputs_of
 from featinv_fast.commands.evaluate_options import BEGIN_ANEW, FINISHED, REPORT, EvaluateOptions
-from featinv_fast.commands.identity import inputs_below, running_identity
+from featinv_fast.commands.identity import running_identity
 from featinv_fast.commands.judges import open_judge
 from featinv_fast.commands.labels import read_labels
 from featinv_fast.commands.remembered import RememberedInverter
 from featinv_fast.config import FeatureLayout
-from featinv_fast.errors import ArgumentError
 from featinv_fast.evaluate import (
     EvaluationInterrupted,
     Example,
@@ -34,15 +31,11 @@ from featinv_fast.evaluate import (
     picture_page,
     quality_plot,
 )
-from featinv_fast.features import Backbone, class_folders, list_images, open_backbone, read_image
+from featinv_fast.features import Backbone, open_backbone
 from featinv_fast.jobs.ledger import Ledger, open_ledger
-from featinv_fast.jobs.names import readable
 from featinv_fast.runtime import Runtime
 
 OUTPUTS = ("images.jsonl", "plot.png", "page.png", "page.html", REPORT)
-
-# The label of an image, and its number among the backbone's and the judge's classes.
-_Class = tuple[str | None, int | None, int | None]
 
 
 class EvaluateInterrupted(KeyboardInterrupt):
@@ -50,32 +43,29 @@ class EvaluateInterrupted(KeyboardInterrupt):
 
 
 def evaluate_folder(runtime: Runtime, options: EvaluateOptions) -> tuple[Report, dict[str, str]]:
-    """Evaluate on the images of a folder and write everything.
+    """Evaluate on the images of a folder, or on maps from a file, and write everything.
 
     Returns:
         The report, and the images that could not be read with the reasons; the others were evaluated.
 
     Raises:
-        ArgumentError: no image can be read, or nobody says which backbone the engine's features come from.
+        ArgumentError: nothing can be read, or nobody says which backbone the engine's features come from.
         OutputExistsError: the folder holds another evaluation, or files that no evaluation wrote.
         LockedError: another process writes to the folder.
         EvaluateInterrupted: Ctrl-C or SIGTERM; what was measured is written, and the same call goes on.
     """
-    paths = inputs_below(options.images, list_images(options.images), options.out)
-    if options.limit is not None and options.limit < len(paths):
-        paths = [paths[i * len(paths) // options.limit] for i in range(options.limit)]
+    inputs = inputs_of(options, runtime.engine.manifest.features)
     backbone = _backbone(runtime, options)
     judge = None if options.judge is None else open_judge(options.judge, backbone)
-    classes = _classes(paths, options, backbone, judge)
-    identity = {"given": options.given(), "inputs": _fingerprint(options.images, paths), **running_identity(runtime)}
+    labels = _labels(inputs, options, backbone, judge)
+    identity = {"given": options.given(), "inputs": inputs.fingerprint(), **running_identity(runtime)}
     with open_ledger(options.out, identity, work="evaluation", remedy=BEGIN_ANEW, restart=options.force) as ledger:
         ledger.claim(OUTPUTS)
         engine = RememberedInverter(runtime, ledger)
         unreadable: dict[str, str] = {}
+        given = examples(inputs, labels, unreadable, group_by_folder=options.group_by_folder)
         try:
-            report = _evaluated(
-                runtime, engine, backbone, judge, _examples(paths, classes, options, unreadable), options
-            )
+            report = _evaluated(runtime, engine, backbone, judge, given, options)
         except EvaluationInterrupted as interruption:
             if interruption.report is not None:
                 _write(interruption.report, options, ledger)
@@ -93,21 +83,24 @@ def _evaluated(
     engine: RememberedInverter,
     backbone: Backbone,
     judge: Backbone | None,
-    examples: Iterator[Example],
+    given: Iterator[Example],
     options: EvaluateOptions,
 ) -> Report:
-    # The locations are what pooling loses, so an engine of pooled features is judged by the map.
+    # The locations are what pooling loses, so an engine of pooled features is judged by the map, where that is known.
     pooled = runtime.engine.manifest.features.layout is FeatureLayout.POOLED
+    source = Pooled(backbone) if pooled else backbone
     device = runtime.info["device"]
-    spaces: list[FeatureSpace] = [PooledFeatures(backbone, name=f"frechet_distance_{backbone.spec.backbone}")]
+    spaces: list[FeatureSpace] = []
+    if options.images is not None:
+        spaces.append(PooledFeatures(backbone, name=f"frechet_distance_{backbone.spec.backbone}"))
     if options.inception is not None:
         spaces.append(InceptionFeatures(options.inception, device=device))
     return evaluate(
         engine,
-        Pooled(backbone) if pooled else backbone,
-        examples,
+        source,
+        given,
         options.settings,
-        judge=backbone,
+        judge=backbone if options.images is not None else source,
         second_judge=judge,
         autoencoder=None if options.checkpoint is None else autoencoder_of(options.checkpoint, device=device),
         spaces=spaces,
@@ -135,43 +128,18 @@ def _backbone(runtime: Runtime, options: EvaluateOptions) -> Backbone:
     )
 
 
-def _classes(paths: list[Path], options: EvaluateOptions, backbone: Backbone, judge: Backbone | None) -> list[_Class]:
+def _labels(inputs: Inputs, options: EvaluateOptions, backbone: Backbone, judge: Backbone | None) -> list[Labels]:
     if options.labels is None:
-        folders: Sequence[str | None] = class_folders(options.images, paths) or [None] * len(paths)
-        return [(folder, None, None) for folder in folders]
-    root = options.images if options.images.is_dir() else options.images.parent
-    labels = read_labels(options.labels, root, [path.relative_to(root).as_posix() for path in paths])
-    second: Sequence[int | None] = [None] * len(paths)
+        return folder_labels(inputs)
+    labels = read_labels(options.labels, inputs.root, inputs.names)
+    numbers: Sequence[int] = class_numbers(backbone, labels)
+    second: Sequence[int | None] = [None] * len(labels)
     if judge is not None and class_count(judge) == class_count(backbone):  # else numbers would mean other classes
         second = class_numbers(judge, labels)
-    return list(zip(labels, class_numbers(backbone, labels), second, strict=True))
-
-
-def _examples(
-    paths: list[Path], classes: Sequence[_Class], options: EvaluateOptions, unreadable: dict[str, str]
-) -> Iterator[Example]:
-    root = options.images if options.images.is_dir() else options.images.parent
-    for path, (label, target, second) in zip(paths, classes, strict=True):
-        name = path.relative_to(root)
-        shown = readable(name.as_posix())
-        try:
-            image = read_image(path, options.reading)
-        except ArgumentError as error:
-            unreadable[shown] = error.message(command_line=True)
-            continue
-        group = readable(name.parent.as_posix()) if options.group_by_folder else ""
-        yield Example(image=image, name=shown, label=label, target=target, second_target=second, group=group)
-
-
-def _fingerprint(root: Path, paths: Sequence[Path]) -> str:
-    """Changes when the images do: names, sizes and times of change of all files."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with contextlib.suppress(OSError):  # of a file that is gone, the name alone
-            status = path.stat()
-            digest.update(f"{status.st_size}:{status.st_mtime_ns}:".encode())
-        digest.update(os.fsencode(path.relative_to(root)) + b"\0")
-    return digest.hexdigest()
+    return [
+        Labels(label=label, target=target, second_target=other)
+        for label, target, other in zip(labels, numbers, second, strict=True)
+    ]
 
 
 def _write(report: Report, options: EvaluateOptions, ledger: Ledger) -> None:

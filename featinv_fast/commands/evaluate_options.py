@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from featinv_fast.checks import count, require_matplotlib
-from featinv_fast.commands.identity import require_weights, stated_path, stated_weights
+from featinv_fast.checks.options import without_effect
+from featinv_fast.commands.identity import require_one_source, require_weights, stated_path, stated_weights
 from featinv_fast.config import AS_STORED, ImageReading, to_dict
 from featinv_fast.errors import OutputExistsError
 from featinv_fast.jobs.ledger import differences, read_job
 from featinv_fast.samplers import Setting
 
 REPORT = "report.json"
+NEED_IMAGES = ("judge", "checkpoint", "inception")
 # The last row of an evaluation's ledger.
 FINISHED = {"finished": True}
 BEGIN_ANEW = "name another folder; or pass --force, which removes what that evaluation wrote and begins anew"
@@ -49,8 +51,10 @@ class EvaluateOptions:
     Attributes:
         out: folder for `report.json`, `images.jsonl`, `plot.png`, `page.png` and `page.html`.
         images: a folder of images.
+        features: instead of images, a file of maps that were made elsewhere (.npy, .npz, .safetensors).
+        layout: of these maps, where nothing else tells.
         settings: samplings to compare.
-        limit: take only so many images, spread evenly over the folder.
+        limit: take only so many images or maps, spread evenly.
         group_by_folder: make a table row of each subfolder.
         backbone: its name, where the engine does not say or to insist on it; see `features.Backbone`.
         layer: "final", the number of a stage or the path of a module.
@@ -71,12 +75,15 @@ class EvaluateOptions:
 
     Raises:
         OutputExistsError: the folder holds an earlier evaluation that came to its end, or one of other options.
-        ArgumentError: a number is out of range.
+        ArgumentError: neither or both of images and features are named, what needs images is wanted without them, or a
+            number is out of range.
         MissingPackageError: a plot is wanted and matplotlib is not installed.
     """
 
     out: Path
-    images: Path
+    images: Path | None = None
+    features: Path | None = None
+    layout: str | None = None
     settings: tuple[Setting, ...] = (Setting(),)
     limit: int | None = None
     group_by_folder: bool = False
@@ -98,6 +105,13 @@ class EvaluateOptions:
     force: bool = False
 
     def __post_init__(self) -> None:
+        require_one_source(self.images, self.features)
+        if self.images is None:
+            self._refuse_what_needs_images()
+        elif self.layout is not None:
+            raise without_effect(
+                {"layout": self.layout}, "the backbone makes the maps", expected="a layout of --features"
+            )
         require_weights(self.backbone_weights)
         if not self.force:
             self._refuse_another()
@@ -110,6 +124,8 @@ class EvaluateOptions:
         """What was asked for and shapes the tables, as JSON types."""
         return {
             "images": stated_path(self.images),
+            "features": stated_path(self.features),
+            "layout": self.layout,
             "settings": [to_dict(setting) for setting in self.settings],
             "limit": self.limit,
             "group_by_folder": self.group_by_folder,
@@ -122,6 +138,11 @@ class EvaluateOptions:
             "samples": self.samples,
             "batch_size": self.batch_size,
         }
+
+    def _refuse_what_needs_images(self) -> None:
+        given = {name: value for name in NEED_IMAGES if (value := getattr(self, name)) is not None}
+        if given:
+            raise without_effect(given, "originals are not known by their maps alone", expected="--images for these")
 
     def _refuse_another(self) -> None:
         """Before anything is loaded."""

@@ -61,6 +61,21 @@ def require_weights(weights: str | None) -> None:
         require_input(weights, "file")
 
 
+def require_one_source(images: Path | None, features: Path | None) -> None:
+    """Either images or a file of maps.
+
+    Raises:
+        ArgumentError: neither or both.
+    """
+    if (images is None) == (features is None):
+        raise ArgumentError(
+            "there is not one source of feature maps",
+            given="none" if images is None else f"--images {images} and --features {features}",
+            expected="images that a backbone looks at, or a file of feature maps",
+            remedy="name one: --images DIR or --features FILE",
+        )
+
+
 def inputs_below(folder: Path, paths: list[Path], out: Path) -> list[Path]:
     """The images of `folder` without those in `out`, which are results and not inputs.
 

@@ -6,9 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from featinv_fast.commands.identity import require_weights, stated_path, stated_weights
+from featinv_fast.commands.identity import require_one_source, require_weights, stated_path, stated_weights
 from featinv_fast.config import AS_STORED, ImageReading, to_dict
-from featinv_fast.errors import ArgumentError, OutputExistsError
+from featinv_fast.errors import OutputExistsError
 from featinv_fast.jobs.ledger import LEDGER, differences, read_job
 
 RECORD = "inversion.json"
@@ -52,13 +52,7 @@ class InvertOptions:
     force: bool = False
 
     def __post_init__(self) -> None:
-        if (self.images is None) == (self.features is None):
-            raise ArgumentError(
-                "there is not one source of feature maps",
-                given="none" if self.images is None else f"--images {self.images} and --features {self.features}",
-                expected="images that a backbone looks at, or a file of feature maps",
-                remedy="name one: --images DIR or --features FILE",
-            )
+        require_one_source(self.images, self.features)
         require_weights(self.backbone_weights)
         if self.force:
             return

@@ -52,11 +52,10 @@ class Floor:
 
     def add(self, examples: Sequence[Example], seen: Seen) -> None:
         """Take note of a batch of originals."""
-        assert seen.images is not None
-        crops = seen.images
+        known = seen.maps.cpu() if seen.images is None else seen.images
         self._count += len(examples)
         self._kept += [
-            _Original(self._key(crops[row]), example.name, example.label, seen.kept(row))
+            _Original(self._key(known[row]), example.name, example.label, seen.kept(row))
             for row, example in enumerate(examples)
         ]
         self._kept.sort(key=lambda original: original.order)

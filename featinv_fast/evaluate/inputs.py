@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from featinv_fast.config import FeatureLayout
 from featinv_fast.errors import ArgumentTypeError
@@ -41,10 +42,11 @@ class Inverter(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """An image to evaluate on.
+    """An image to evaluate on, or the map of one.
 
     Attributes:
-        image: as a PIL image, or uint8 [H, W, 3].
+        image: as a PIL image, or uint8 [H, W, 3]; None where only its map is known.
+        features: a map [C, H, W] or pooled vector [C] that was made elsewhere, for the engine in place of the image.
         name: of the image in records and pictures; its number where empty.
         label: the class of what it shows, where that is known.
         target: the number of that class among the judge's logits, where that is known.
@@ -52,7 +54,8 @@ class Example:
         group: name for tables, such as "drawing" or "noise/3"; the images of one group make a row.
     """
 
-    image: Image.Image | np.ndarray
+    image: Image.Image | np.ndarray | None = None
+    features: Tensor | None = None
     name: str = ""
     label: str | None = None
     target: int | None = None
@@ -76,7 +79,7 @@ def _as_example(given: Any, number: int) -> Example:
     image = example.image
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
         image = Image.fromarray(image)
-    if not isinstance(image, Image.Image):
+    if not isinstance(image, Image.Image) and not (image is None and example.features is not None):
         raise ArgumentTypeError(
             f"images[{number}] is no image",
             given=f"{type(image).__name__} {getattr(image, 'dtype', '')} {list(getattr(image, 'shape', []))}",

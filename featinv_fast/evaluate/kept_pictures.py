@@ -31,7 +31,7 @@ class KeptPictures:
         self.pictures: list[Picture] = []
         self._of_a_group = of_a_group
 
-    def begin(self, examples: Sequence[Example], crops: Sequence[Image.Image]) -> dict[int, Picture]:
+    def begin(self, examples: Sequence[Example], crops: Sequence[Image.Image | None]) -> dict[int, Picture]:
         """Of a batch of originals those that are wanted: row -> the picture to fill."""
         kept = Counter(picture.group for picture in self.pictures)
         wanted = {}

@@ -69,7 +69,8 @@ def evaluate(
     Args:
         runtime: the engine.
         backbone: computes the feature maps that the engine takes.
-        images: read once, in batches.
+        images: read once, in batches. Of examples that have only a map, nothing is known that needs pixels or classes
+            of the original.
         settings: samplers, steps and guidance to compare.
         judge: the backbone whose features and classes are compared, where it is not the engine's own: for engines of
             pooled features, or to hold engines of several stages to one measure.
@@ -122,29 +123,21 @@ def evaluate(
     return run.report()
 
 
-@dataclasses.dataclass(frozen=True)
-class _Originals:
-    """A batch of originals with all that reconstructions are compared with.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Batch:
+    """Originals with all that their reconstructions need.
 
     Attributes:
         examples: these, as they were given.
         seeds: of their reconstructions, `samples` of each.
-        features: what the engine is given, in the backbone's layout.
-        seen: the originals, as large as the engine's images.
+        seen: what is seen in them.
         pictures: row -> the picture to fill, where it is wanted.
     """
 
     examples: Sequence[Example]
     seeds: Sequence[int]
-    features: Tensor
     seen: Seen
     pictures: Mapping[int, Picture]
-
-    @property
-    def pixels(self) -> Tensor:
-        """Uint8 [B, s, s, 3]."""
-        assert self.seen.images is not None
-        return self.seen.images
 
 
 class _Evaluation:
@@ -178,10 +171,18 @@ class _Evaluation:
 
     def add(self, examples: Sequence[Example]) -> None:
         """Evaluate one batch."""
-        originals = self._look_at(examples)
-        if self._autoencoder is not None:
-            pixels = originals.pixels.permute(0, 3, 1, 2).float() / 127.5 - 1.0  # [B, 3, s, s]
-            self._compare(self._ceiling, originals, to_uint8(self._autoencoder(pixels)).cpu(), errors={})
+        originals = self._viewer.originals(examples)
+        first = self._seed + self.count * self._samples
+        batch = _Batch(
+            examples=examples,
+            seeds=range(first, first + len(examples) * self._samples),
+            seen=originals.seen,
+            pictures=self._kept.begin(examples, originals.crops),
+        )
+        images = originals.seen.images
+        if self._autoencoder is not None and images is not None:
+            pixels = images.permute(0, 3, 1, 2).float() / 127.5 - 1.0  # [B, 3, s, s]
+            self._compare(self._ceiling, batch, to_uint8(self._autoencoder(pixels)).cpu(), errors={})
         for setting, series in self._settings:
             started = self._clock()
             inversion = self._runtime.invert(
@@ -189,18 +190,19 @@ class _Evaluation:
                 steps=setting.steps,
                 sampler=setting.sampler,
                 guidance_scale=setting.guidance_scale,
-                seed=originals.seeds,
+                seed=batch.seeds,
                 samples=self._samples,
-                layout=self._viewer.backbone.spec.layout,
+                layout=originals.layout,
                 errors="return",
             )
-            series.seconds.append((self._clock() - started) / len(originals.seeds))
+            series.seconds.append((self._clock() - started) / len(batch.seeds))
             series.flags = inversion.flags
             if self.count == 0:
                 self._refuse_twins()
-            self._compare(series, originals, torch.from_numpy(inversion.images), inversion.errors)
-        for distance in self._distances:
-            distance.update(ORIGINALS, originals.pixels)
+            self._compare(series, batch, torch.from_numpy(inversion.images), inversion.errors)
+        if images is not None:
+            for distance in self._distances:
+                distance.update(ORIGINALS, images)
         self._floor.add(examples, originals.seen)
         self.count += len(examples)
 
@@ -222,22 +224,9 @@ class _Evaluation:
             rows=rows, items=tuple(self._items), pictures=tuple(self._kept.pictures), notes={Kind.UNRELATED: note}
         )
 
-    def _look_at(self, examples: Sequence[Example]) -> _Originals:
-        features, seen, crops = self._viewer.originals(examples)
-        first = self._seed + self.count * self._samples
-        return _Originals(
-            examples=examples,
-            seeds=range(first, first + len(examples) * self._samples),
-            features=features,
-            seen=seen,
-            pictures=self._kept.begin(examples, crops),
-        )
-
-    def _compare(
-        self, series: Series, originals: _Originals, images: Tensor, errors: Mapping[int, FeatInvError]
-    ) -> None:
+    def _compare(self, series: Series, batch: _Batch, images: Tensor, errors: Mapping[int, FeatInvError]) -> None:
         """Judge the reconstructions of a batch, uint8 [B, s, s, 3], as many of each original; `errors` are of rows."""
-        label, examples = series.label, originals.examples
+        label, examples = series.label, batch.examples
         samples = len(images) // len(examples)
         good = [row for row in range(len(images)) if row not in errors]
         outcomes: dict[int, Outcome] = {}
@@ -245,7 +234,7 @@ class _Evaluation:
             of = [row // samples for row in good]
             groups, numbers = [examples[one].group for one in of], [self.count + one for one in of]
             seen = self._viewer.reconstructions(images[good])
-            outcomes = dict(zip(good, series.add(groups, numbers, originals.seen[of], seen), strict=True))
+            outcomes = dict(zip(good, series.add(groups, numbers, batch.seen[of], seen), strict=True))
             for distance in self._distances:
                 distance.update(label, images[good])
         for row in range(len(images)):
@@ -257,7 +246,7 @@ class _Evaluation:
                     label=label,
                     name=example.name,
                     group=example.group,
-                    seed=originals.seeds[row // samples * self._samples + row % samples],
+                    seed=batch.seeds[row // samples * self._samples + row % samples],
                     cosine=outcome.cosine,
                     place=outcome.place,
                     error=str(errors[row]) if row in errors else None,
@@ -265,7 +254,7 @@ class _Evaluation:
                     sample=row % samples,
                 )
             )
-        fill(originals.pictures, label, samples, images, outcomes)
+        fill(batch.pictures, label, samples, images, outcomes)
 
     def _refuse_twins(self) -> None:
         labels = Counter(series.label for _, series in self._settings if series.flags is not None)

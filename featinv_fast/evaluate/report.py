@@ -152,7 +152,7 @@ class Picture:
     Attributes:
         name: of the image.
         group: of the image.
-        original: what the reconstructions are compared with.
+        original: what the reconstructions are compared with; None where only its map is known.
         reconstructions: label of the setting -> image and cosine, both None for a failure. Of several samples the first
             ones, from the second with their number: "LCM-4 (2)".
         spreads: label of the setting -> the standard deviation of its samples (see `spread_map`), its mean in levels.
@@ -160,7 +160,7 @@ class Picture:
 
     name: str
     group: str
-    original: Image.Image
+    original: Image.Image | None
     reconstructions: dict[str, tuple[Image.Image | None, float | None]]
     spreads: dict[str, tuple[Image.Image, float]] = dataclasses.field(default_factory=dict)
 
