@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +21,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -30,6 +33,7 @@ from featinv_fast.checkpoints.recipe import Recipe
 from featinv_fast.config import AutoencoderConfig, FeatureSpec, ModelConfig, Precision, to_dict
 from featinv_fast.demo import builtin
 from featinv_fast.engine import open_engine, staging
+from featinv_fast.engine.lock import exclusive_lock
 from featinv_fast.engine.trust import CACHE_VARIABLE
 from featinv_fast.errors import EngineExistsError, EngineLockedError
 from featinv_fast.features import Backbone, small_backbones
@@ -46,6 +50,30 @@ os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # for the processes that
 # A shell that starts tests in the background ignores SIGINT, and so would they and the processes that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Files of minutes, longest first: a worker that begins one of them last keeps the others waiting.
+LONGEST = (
+    "train/test_recipes.py",
+    "export/test_builtin_engines.py",
+    "export/test_onnx_graphs.py",
+    "export/test_tensorrt_rtx.py",
+    "benchmarks/test_benchmarks.py",
+    "backends/test_aoti.py",
+    "backends/test_torch_compile.py",
+    "export/test_interop_tools.py",
+    "export/test_demo_build.py",
+    "benchmarks/test_gpu_suite.py",
+    "kernels/test_triton_ahead_of_time.py",
+    "fuzz/test_fuzz.py",
+    "tensorrt_double/test_refit.py",
+    "export/test_parity.py",
+    "export/test_exporter.py",
+    "demo/test_shipped_engine.py",
+    "export/test_refit.py",
+    "rewrites/test_fused_ops_interpreted.py",
+    "examples/test_optimum_decoder.py",
+    "runtime/test_golden.py",
+)
+
 GOLDEN = Path(__file__).parent / "golden"
 # Bounds and shapes of the golden inputs: value = hash in [-1, 1) times bound.
 INPUTS: dict[str, tuple[tuple[int, ...], float]] = {
@@ -56,6 +84,19 @@ INPUTS: dict[str, tuple[tuple[int, ...], float]] = {
     "in.uncond_context": ((1, 77, 64), 1.7),
     "in.decode": ((1, 4, 32, 32), 0.9),
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """xdist would begin with the files of many tests, which are not the files that take long."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    assert all(path.is_file() for path in places), "a file of LONGEST was renamed"
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
 
 
 def _mix(bits: np.ndarray) -> np.ndarray:
@@ -222,6 +263,52 @@ def _exported_once(options: ExportOptions) -> Path:
 
 
 @pytest.fixture(scope="session")
+def shared_engine(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`shared_engine(checkpoint, **options)`: the engine of a copy of this file beside it, made once in a test run.
+
+    Do not change it. `options` are those of the export.
+    """
+
+    def make(checkpoint: Path, **options: Any) -> Path:
+        # Not of the file's bytes: safetensors writes metadata in any order.
+        with safe_open(checkpoint, framework="pt") as file:
+            digest = hashlib.sha256(repr((checkpoint.name, sorted(file.metadata().items()), options)).encode())
+            for name in sorted(file.keys()):
+                digest.update(repr((name, file.get_slice(name).get_dtype())).encode())
+                digest.update(file.get_tensor(name).flatten().view(torch.uint8).numpy().tobytes())
+        folder = _shared(tmp_path_factory) / "engines" / digest.hexdigest()[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = folder / checkpoint.name
+        if not beside.exists():  # the same from every process
+            partial = folder / f"{os.getpid()}.partial"
+            shutil.copyfile(checkpoint, partial)
+            partial.replace(beside)
+        return _exported_once(ExportOptions(checkpoint=beside, out=folder / f"{beside.stem}.engine", **options))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """`made_once(name, make)`: a folder that `make(folder)` fills, once in a test run. Do not change it."""
+
+    def find_or_make(name: str, make: Callable[[Path], object]) -> Path:
+        folder = _shared(tmp_path_factory) / name
+        while not folder.exists():
+            try:
+                with exclusive_lock(folder.with_name(f"{name}.lock")):
+                    if not folder.exists():
+                        partial = Path(tempfile.mkdtemp(dir=folder.parent))
+                        make(partial)
+                        partial.rename(folder)
+            except EngineLockedError:
+                time.sleep(1.0)
+        return folder
+
+    return find_or_make
+
+
+@pytest.fixture(scope="session")
 def golden_model(golden: Golden) -> FeatInv:
     """The golden checkpoint as plain networks. Do not change it."""
     with torch.device("meta"):
@@ -287,15 +374,16 @@ def make_checkpoint(
 
 
 @pytest.fixture(scope="session")
-def make_engine(make_checkpoint: Callable[..., Path], tiny_config: ModelConfig) -> Callable[..., Path]:
+def make_engine(
+    make_checkpoint: Callable[..., Path], tiny_config: ModelConfig, shared_engine: Callable[..., Path]
+) -> Callable[..., Path]:
     """`make_engine(config=tiny_config, metadata={}, **options)`: an engine with random weights. Do not change it.
 
-    Config and metadata are those of `make_checkpoint`; `options` those of the export.
+    Config and metadata are those of `make_checkpoint`; `options` those of the export. Its checkpoint lies beside it.
     """
 
     def make(config: ModelConfig = tiny_config, metadata: Mapping[str, str] = {}, **options: Any) -> Path:
-        checkpoint = make_checkpoint(config, metadata)
-        return export(ExportOptions(checkpoint=checkpoint, out=checkpoint.with_name("tiny.engine"), **options))
+        return shared_engine(make_checkpoint(config, metadata), **options)
 
     return make
 

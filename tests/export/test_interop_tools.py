@@ -5,7 +5,6 @@ Each runs in a process of its own in which neither this project nor torch can be
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import subprocess
 import sys
@@ -17,9 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from featinv_export.parity import Candidate
-from featinv_export.targets.onnx_ import write_graphs
 from featinv_export.trt_parser_support import check_graphs
+from featinv_export.weights import weight_index
 from featinv_fast import demo
 from featinv_fast.backends import Request, load
 from featinv_fast.backends.torch_ import WEIGHT_FILE
@@ -149,7 +147,7 @@ def test_other_tools_compute_what_the_official_code_computed(
 @pytest.mark.parametrize("name", demo.ENGINES)
 @pytest.mark.parametrize(("precision", "tolerance"), [(Precision.FP32, 2e-5), (Precision.FP16, 1e-2)])
 def test_other_tools_compute_the_built_in_engines(
-    tmp_path: Path, run_elsewhere, relative_norm, name: str, precision: Precision, tolerance: float
+    tmp_path: Path, run_elsewhere, relative_norm, built_in_graphs, name: str, precision: Precision, tolerance: float
 ):
     """In fp32 by the graphs that are shipped; others are made here. Both point into the weights, stored in fp16."""
     engine = demo.load_engine(name)
@@ -158,12 +156,10 @@ def test_other_tools_compute_the_built_in_engines(
     idle = "denoiser" if name == "student" else "denoiser_unguided"  # which it does not run by default
     specs = {graph: spec for graph, spec in manifest.graph_specs().items() if graph != idle}
     shutil.copyfile(engine.path / WEIGHT_FILE, tmp_path / WEIGHT_FILE)
-    if precision is manifest.precision:
-        for graph in specs:
-            shutil.copyfile(engine.path / f"{graph}.onnx", tmp_path / f"{graph}.onnx")
-    else:
-        candidate = Candidate.of_engine(dataclasses.replace(manifest, precision=precision, storage=None), tmp_path)
-        write_graphs(dataclasses.replace(candidate, specs=specs), lambda _: None)
+    graphs = engine.path if precision is manifest.precision else built_in_graphs(precision)
+    assert weight_index(tmp_path) == weight_index(graphs)
+    for graph in specs:
+        shutil.copyfile(graphs / f"{graph}.onnx", tmp_path / f"{graph}.onnx")
     assert check_graphs([tmp_path / f"{graph}.onnx" for graph in specs], "10.0") == []
     cases = random_cases(specs, batches=(2,))
     expected = compute_here(engine, cases)

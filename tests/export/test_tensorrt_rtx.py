@@ -25,7 +25,6 @@ from featinv_export.options import ExportOptions
 from featinv_export.parity import Candidate
 from featinv_export.progress import Steps
 from featinv_export.refit import refit
-from featinv_export.targets.onnx_ import write_graphs
 from featinv_export.tensorrt_ import builder, plans
 from featinv_export.tensorrt_.options import RtxOptions
 from featinv_export.tensorrt_.rtx_builder import build_rtx_plan
@@ -96,18 +95,10 @@ def test_every_graph_of_a_small_engine_is_built_for_three_generations(name, requ
 
 
 @pytest.fixture(scope="module", params=Precision)
-def built_in_graphs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Precision, Path]:
-    """A precision, and the graphs of both built-in engines in it: their architecture is one."""
-    precision, folder = request.param, tmp_path_factory.mktemp(f"graphs-{request.param}")
-    found = demo.load_engine(demo.ENGINES[0])
-    if precision is found.manifest.precision:
-        for graph in GRAPHS:
-            shutil.copyfile(found.path / f"{graph}.onnx", folder / f"{graph}.onnx")
-    else:
-        _store(demo.ENGINES[0], precision, folder)
-        manifest = dataclasses.replace(found.manifest, precision=precision, storage=None)
-        write_graphs(Candidate.of_engine(manifest, folder), lambda _: None)
-    return precision, folder
+def built_in(request: pytest.FixtureRequest, built_in_graphs, tmp_path_factory) -> tuple[Precision, Path]:
+    """A precision, and a folder with the graphs of both built-in engines in it: their architecture is one."""
+    folder = tmp_path_factory.mktemp("built_in") / str(request.param)
+    return request.param, Path(shutil.copytree(built_in_graphs(request.param), folder))
 
 
 def _store(name: str, precision: Precision, folder: Path) -> None:
@@ -121,8 +112,8 @@ def _store(name: str, precision: Precision, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", demo.ENGINES)
-def test_every_graph_of_the_built_in_engines_is_built(built_in_graphs, name):
-    precision, folder = built_in_graphs
+def test_every_graph_of_the_built_in_engines_is_built(built_in, name):
+    precision, folder = built_in
     _store(name, precision, folder)
     for graph, spec in demo.load_engine(name).graph_specs().items():
         info = rtx_info(spec, capabilities=THREE, precision=precision)
