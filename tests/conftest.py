@@ -27,6 +27,7 @@ from torch import Tensor
 
 from featinv_export.exporter import export
 from featinv_export.options import ExportOptions
+from featinv_fast.checkpoints import save_base
 from featinv_fast.checkpoints.infer import infer_config
 from featinv_fast.checkpoints.ldm import LAYOUT as LDM
 from featinv_fast.checkpoints.recipe import Recipe
@@ -38,6 +39,7 @@ from featinv_fast.engine.trust import CACHE_VARIABLE
 from featinv_fast.errors import EngineExistsError, EngineLockedError
 from featinv_fast.features import Backbone, small_backbones
 from featinv_fast.models import FeatInv
+from featinv_fast.train.assembly import constant_prompts
 
 sys.path.insert(0, str(Path(__file__).parent / "tools"))  # for separate_packages
 sys.path.insert(0, str(Path(__file__).parent / "cuda_double"))  # for the fixtures that stand in for an NVIDIA GPU
@@ -371,6 +373,17 @@ def make_checkpoint(
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_base(
+    make_model: Callable[..., FeatInv], tiny_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The smallest architecture as a base model with random weights, which stores its prompts. Do not change it."""
+    parts = ("denoiser.unet.", "autoencoder.")
+    tensors = {name: t for name, t in make_model(tiny_config).state_dict().items() if name.startswith(parts)}
+    path = tmp_path_factory.mktemp("base") / "base.safetensors"
+    return save_base(path, tiny_config, tensors, constant_prompts(tiny_config, 0))
 
 
 @pytest.fixture(scope="session")

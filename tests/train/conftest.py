@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
-from featinv_fast.checkpoints import save_base
-from featinv_fast.train.assembly import constant_prompts
 from featinv_fast.train.objective import Objective
 from featinv_fast.train.settings import RateShape, TrainingConfig
 
@@ -113,11 +113,9 @@ device = "cpu"
 
 
 @pytest.fixture
-def featinv_folder(tmp_path, pictures, make_model, tiny_config):
+def featinv_folder(tmp_path, pictures, tiny_base):
     """A folder with images, a tiny base model that stores its prompts, and `recipe.toml` for FeatInv on them."""
     (tmp_path / "pictures").symlink_to(pictures)
-    tensors = make_model(tiny_config).state_dict()
-    tensors = {name: t for name, t in tensors.items() if name.startswith(("denoiser.unet.", "autoencoder."))}
-    save_base(tmp_path / "base.safetensors", tiny_config, tensors, constant_prompts(tiny_config, 0), {})
+    shutil.copy(tiny_base, tmp_path / "base.safetensors")
     (tmp_path / "recipe.toml").write_text(FEATINV)
     return tmp_path
