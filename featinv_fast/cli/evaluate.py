@@ -72,6 +72,11 @@ def add_parser(commands: Any) -> None:
     judge.add_argument("--judge-weights", metavar="FILE", help="its local weights, or random:SEED")
     parser.add_argument("--checkpoint", type=Path, help="the engine's checkpoint: its autoencoder gives the ceiling")
     parser.add_argument("--inception", type=Path, metavar="FILE", help="pt_inception-2015-12-05-6726825d.pth, for FID")
+    parser.add_argument(
+        "--lpips",
+        choices=("alex", "vgg", "squeeze"),
+        help="LPIPS by this network, whose ImageNet weights must lie in torch's cache (papers report alex)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="image k uses SEED + k; default 0")
     parser.add_argument(
         "--samples",
@@ -109,6 +114,7 @@ def run(options: argparse.Namespace) -> int:
         judge=_judge(options),
         checkpoint=options.checkpoint,
         inception=options.inception,
+        lpips=options.lpips,
         seed=options.seed,
         samples=options.samples,
         batch_size=options.batch_size,

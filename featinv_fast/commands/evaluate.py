@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
+
 from featinv_fast.commands.evaluate_inputs import Inputs, Labels, examples, folder_labels, inputs_of
 from featinv_fast.commands.evaluate_options import BEGIN_ANEW, FINISHED, REPORT, EvaluateOptions
 from featinv_fast.commands.identity import running_identity
@@ -15,11 +17,13 @@ from featinv_fast.commands.labels import read_labels
 from featinv_fast.commands.remembered import RememberedInverter
 from featinv_fast.config import FeatureLayout
 from featinv_fast.evaluate import (
+    MEASURES,
     EvaluationInterrupted,
     Example,
     FeatureSpace,
     InceptionFeatures,
     Kind,
+    Measure,
     Pooled,
     PooledFeatures,
     Report,
@@ -28,6 +32,7 @@ from featinv_fast.evaluate import (
     class_numbers,
     evaluate,
     html_page,
+    lpips,
     picture_page,
     quality_plot,
 )
@@ -57,6 +62,7 @@ def evaluate_folder(runtime: Runtime, options: EvaluateOptions) -> tuple[Report,
     inputs = inputs_of(options, runtime.engine.manifest.features)
     backbone = _backbone(runtime, options)
     judge = None if options.judge is None else open_judge(options.judge, backbone)
+    measures = _measures(options, runtime.info["device"])
     labels = _labels(inputs, options, backbone, judge)
     identity = {"given": options.given(), "inputs": inputs.fingerprint(), **running_identity(runtime)}
     with open_ledger(options.out, identity, work="evaluation", remedy=BEGIN_ANEW, restart=options.force) as ledger:
@@ -65,7 +71,7 @@ def evaluate_folder(runtime: Runtime, options: EvaluateOptions) -> tuple[Report,
         unreadable: dict[str, str] = {}
         given = examples(inputs, labels, unreadable, group_by_folder=options.group_by_folder)
         try:
-            report = _evaluated(runtime, engine, backbone, judge, given, options)
+            report = _evaluated(runtime, engine, backbone, judge, measures, given, options)
         except EvaluationInterrupted as interruption:
             if interruption.report is not None:
                 _write(interruption.report, options, ledger)
@@ -83,6 +89,7 @@ def _evaluated(
     engine: RememberedInverter,
     backbone: Backbone,
     judge: Backbone | None,
+    measures: Sequence[Measure],
     given: Iterator[Example],
     options: EvaluateOptions,
 ) -> Report:
@@ -104,6 +111,7 @@ def _evaluated(
         second_judge=judge,
         autoencoder=None if options.checkpoint is None else autoencoder_of(options.checkpoint, device=device),
         spaces=spaces,
+        measures=measures,
         seed=options.seed,
         samples=options.samples,
         batch_size=options.batch_size,
@@ -111,6 +119,11 @@ def _evaluated(
         progress=options.progress,
         clock=engine.clock,
     )
+
+
+def _measures(options: EvaluateOptions, device: torch.device) -> list[Measure]:
+    own = {} if options.lpips is None else {"lpips": lpips(options.lpips, device=device)}
+    return [own.get(measure.name, measure) for measure in MEASURES]
 
 
 def _backbone(runtime: Runtime, options: EvaluateOptions) -> Backbone:

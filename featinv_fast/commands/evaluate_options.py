@@ -15,7 +15,7 @@ from featinv_fast.jobs.ledger import differences, read_job
 from featinv_fast.samplers import Setting
 
 REPORT = "report.json"
-NEED_IMAGES = ("judge", "checkpoint", "inception")
+NEED_IMAGES = ("judge", "checkpoint", "inception", "lpips")
 # The last row of an evaluation's ledger.
 FINISHED = {"finished": True}
 BEGIN_ANEW = "name another folder; or pass --force, which removes what that evaluation wrote and begins anew"
@@ -65,6 +65,7 @@ class EvaluateOptions:
         judge: a second network that looks at the reconstructions.
         checkpoint: the engine's checkpoint, whose autoencoder gives the ceiling.
         inception: file of Inception weights, for FID.
+        lpips: network of LPIPS whose weights are present; see `evaluate.lpips`.
         seed: of the first image.
         samples: reconstructions of each image.
         batch_size: images taken at once.
@@ -96,6 +97,7 @@ class EvaluateOptions:
     judge: JudgeOptions | None = None
     checkpoint: Path | None = None
     inception: Path | None = None
+    lpips: str | None = None
     seed: int = 0
     samples: int = 1
     batch_size: int = 32

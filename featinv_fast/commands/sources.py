@@ -19,13 +19,13 @@ from featinv_fast.features import (
     AS_STORED,
     Backbone,
     ImageReading,
+    StoredFeatures,
     center_crop,
-    load_features,
     normalise,
     read_image,
     require_same_features,
-    stated_spec,
 )
+from featinv_fast.features.folders import IMAGE_SUFFIXES
 from featinv_fast.jobs.names import readable
 
 
@@ -76,10 +76,10 @@ class Source(Protocol):
 
 
 class MapsInFile:
-    """The maps of a file, called by their number.
+    """The maps of a file, called by its ids, or by their number where it has none or two of the same.
 
     Args:
-        path: .npy, .npz or .safetensors.
+        path: see `StoredFeatures`.
         spec: what the engine takes.
         layout: of the maps, where their shape does not tell.
 
@@ -88,24 +88,28 @@ class MapsInFile:
     """
 
     def __init__(self, path: Path, spec: FeatureSpec, layout: str | None) -> None:
-        maps: Any = load_features(path)
-        if (stated := stated_spec(path)) is not None:
-            require_same_features(stated, spec, owner=str(path), taker="the engine")
-            layout = stated.layout if layout is None else layout
+        stored = StoredFeatures(path)
+        maps: Any = stored.whole()
+        if stored.spec is not None:
+            require_same_features(stored.spec, spec, owner=str(path), taker="the engine")
+            layout = stored.spec.layout if layout is None else layout
         self._layout: FeatureLayout | str | None = layout
         if maps.ndim != 4:
             maps, self._layout = normalise(maps, spec, layout=layout), FeatureLayout.NCHW
         self._maps = maps
         self._stamp = _stamp(path)
-        self.items = [f"{row:06d}" for row in range(len(maps))]
+        ids = stored.ids if stored.ids is not None and len(set(stored.ids)) == len(stored.ids) else None
+        self.items: Sequence[str] = [f"{row:06d}" for row in range(len(maps))] if ids is None else ids
+        self._stems = _Stems(self.items)
+        self._named = ids is not None
 
     def wished_stem(self, place: int) -> str:
-        """The number."""
-        return self.items[place]
+        """As of an image with this id; or the number."""
+        return self._stems[place]
 
-    def place(self, place: int) -> int:
-        """Its place in the file."""
-        return place
+    def place(self, place: int) -> int | str:
+        """The id; or its place in the file."""
+        return readable(self.items[place]) if self._named else place
 
     def read(self, places: range) -> Chunk:
         """See `Source`."""
@@ -143,12 +147,11 @@ class ImagesInFolder:
         self._backbone = backbone
         self._reading = reading
         self.items = [path.relative_to(root).as_posix() for path in paths]
-        self._stems = collections.Counter(map(_without_suffix, self.items))
+        self._stems = _Stems(self.items)
 
     def wished_stem(self, place: int) -> str:
-        """The path in one piece: "cats__1" of "cats/1.jpg", and "cats__1.jpg" where there is a "cats/1.png", too."""
-        stem = _without_suffix(self.items[place])
-        return (stem if self._stems[stem] == 1 else self.items[place]).replace("/", "__")
+        """The path in one piece."""
+        return self._stems[place]
 
     def place(self, place: int) -> str:
         """The image's path."""
@@ -181,8 +184,21 @@ class ImagesInFolder:
             return 0
 
 
+class _Stems:
+    """Of paths, in one piece: "cats__1" of "cats/1.jpg", and "cats__1.jpg" where there is a "cats/1.png", too."""
+
+    def __init__(self, items: Sequence[str]) -> None:
+        self._items = items
+        self._times = collections.Counter(map(_without_suffix, items))
+
+    def __getitem__(self, place: int) -> str:
+        stem = _without_suffix(self._items[place])
+        return (stem if self._times[stem] == 1 else self._items[place]).replace("/", "__")
+
+
 def _without_suffix(item: str) -> str:
-    return str(PurePosixPath(item).with_suffix(""))
+    path = PurePosixPath(item)
+    return str(path.with_suffix("")) if path.suffix.lower() in IMAGE_SUFFIXES else item
 
 
 def _stamp(path: Path) -> list[int]:

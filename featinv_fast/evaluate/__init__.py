@@ -15,7 +15,7 @@ from featinv_fast.evaluate.frechet import (
 )
 from featinv_fast.evaluate.html_page import html_page
 from featinv_fast.evaluate.inputs import Example, Inverter
-from featinv_fast.evaluate.measures import MEASURES, SPREADS, Measure, Seen
+from featinv_fast.evaluate.measures import MEASURES, SPREADS, Measure, Seen, lpips
 from featinv_fast.evaluate.metrics import CosineSummary, FeatureCosine, TopKMatch
 from featinv_fast.evaluate.pages import Panel, contact_sheet, picture_page, spread_map
 from featinv_fast.evaluate.plots import quality_plot
@@ -67,6 +67,7 @@ __all__ = [
     "group_cells",
     "html_page",
     "interval",
+    "lpips",
     "markdown",
     "note_lines",
     "picture_page",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from featinv_fast.evaluate.inputs import Example
-from featinv_fast.evaluate.measures import Seen
+from featinv_fast.evaluate.measures import MEASURES, Measure, Seen
 from featinv_fast.evaluate.report import Kind
 from featinv_fast.evaluate.series import Series
 
@@ -43,10 +43,12 @@ class Floor:
 
     Args:
         seed: of the keys.
+        measures: of a pair.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, measures: Sequence[Measure] = MEASURES) -> None:
         self._seed = seed
+        self._measures = measures
         self._kept: list[_Original] = []
         self._count = 0
 
@@ -63,7 +65,7 @@ class Floor:
 
     def compare(self) -> tuple[Series, str]:
         """The scores of the pairs, none where there are no pairs, and how they were chosen or why there are none."""
-        series = Series(Kind.UNRELATED)
+        series = Series(Kind.UNRELATED, self._measures)
         classes, source = self._classes()
         chosen = partners(classes)
         if not chosen:

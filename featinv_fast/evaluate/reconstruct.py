@@ -20,7 +20,7 @@ from featinv_fast.evaluate.floor import Floor
 from featinv_fast.evaluate.frechet import FeatureSpace, FrechetDistance
 from featinv_fast.evaluate.inputs import Example, Inverter, batches
 from featinv_fast.evaluate.kept_pictures import KeptPictures, fill
-from featinv_fast.evaluate.measures import Seen
+from featinv_fast.evaluate.measures import MEASURES, Measure, Seen
 from featinv_fast.evaluate.report import Item, Kind, Picture, Report
 from featinv_fast.evaluate.rows import ORIGINALS, make_rows
 from featinv_fast.evaluate.series import Outcome, Series
@@ -52,6 +52,7 @@ def evaluate(
     second_judge: Classifier | None = None,
     autoencoder: Callable[[Tensor], Tensor] | None = None,
     spaces: Sequence[FeatureSpace] = (),
+    measures: Sequence[Measure] = MEASURES,
     seed: int = 0,
     samples: int = 1,
     batch_size: int = 32,
@@ -77,6 +78,7 @@ def evaluate(
         second_judge: a network beside it, that had no part in the engine: the figures `judge_cosine` and so on are its.
         autoencoder: encodes and decodes images [B, 3, s, s] in [-1, 1]; what it gives back is the ceiling.
         spaces: feature spaces of Frechet distances.
+        measures: of single reconstructions; those that need a network of their own, such as `lpips`, come with it.
         seed: of the first image.
         samples: reconstructions of each image, to see what its features leave open (`SPREADS`).
         batch_size: images taken at once.
@@ -104,7 +106,7 @@ def evaluate(
         )
     batch_size, samples = count("batch_size", batch_size), count("samples", samples)
     viewer = Viewer(backbone, judge or backbone, second_judge, int(runtime.info["image_size"]))
-    run = _Evaluation(runtime, viewer, settings, autoencoder, spaces, seed, samples, pictures, clock)
+    run = _Evaluation(runtime, viewer, settings, autoencoder, spaces, measures, seed, samples, pictures, clock)
     try:
         with _progress_bar(shown=progress) as advance:
             for batch in batches(images, batch_size):
@@ -150,6 +152,7 @@ class _Evaluation:
         settings: Sequence[Setting],
         autoencoder: Callable[[Tensor], Tensor] | None,
         spaces: Sequence[FeatureSpace],
+        measures: Sequence[Measure],
         seed: int,
         samples: int,
         pictures: int,
@@ -164,9 +167,9 @@ class _Evaluation:
         self._samples = samples
         self._kept = KeptPictures(pictures)
         self._clock = clock
-        self._settings = [(setting, Series(Kind.ENGINE)) for setting in settings]
-        self._ceiling = Series(Kind.AUTOENCODER)
-        self._floor = Floor(seed)
+        self._settings = [(setting, Series(Kind.ENGINE, measures)) for setting in settings]
+        self._ceiling = Series(Kind.AUTOENCODER, measures)
+        self._floor = Floor(seed, measures)
         self._items: list[Item] = []
 
     def add(self, examples: Sequence[Example]) -> None:

@@ -45,10 +45,16 @@ class Scores:
 
 
 class Series:
-    """Reconstructions of one kind: by one setting of the engine, by the autoencoder, or unrelated images."""
+    """Reconstructions of one kind: by one setting of the engine, by the autoencoder, or unrelated images.
 
-    def __init__(self, kind: Kind) -> None:
+    Args:
+        kind: which.
+        measures: of single reconstructions.
+    """
+
+    def __init__(self, kind: Kind, measures: Sequence[Measure] = MEASURES) -> None:
         self.kind = kind
+        self._measures = measures
         self.flags: RunFlags | None = None  # what ran, for an engine's series
         self.seconds: list[float] = []  # per image, one entry for each batch
         self.groups: defaultdict[str, Scores] = defaultdict(Scores)
@@ -76,7 +82,7 @@ class Series:
             if of.logits is not None and by.logits is not None:
                 for row, place in zip(rows, scores.match.update(of.logits, by.logits), strict=True):
                     places[row] = place
-        figures = measured(MEASURES, originals, reconstructions)
+        figures = measured(self._measures, originals, reconstructions)
         for number in dict.fromkeys(numbers):
             rows = [row for row, other in enumerate(numbers) if other == number]
             if len(rows) > 1:

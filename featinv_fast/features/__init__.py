@@ -11,7 +11,7 @@ from featinv_fast.features.layouts import normalise
 from featinv_fast.features.normalisation import BackboneNormalisationWarning
 from featinv_fast.features.opening import asked_spec, completed, named_spec, open_backbone, require_same_features
 from featinv_fast.features.places import items_at, place_of
-from featinv_fast.features.stored import StoredFeatures, stated_spec
+from featinv_fast.features.stored import StoredFeatures
 from featinv_fast.features.weights import weights_sha256
 
 __all__ = [
@@ -39,7 +39,6 @@ __all__ = [
     "place_of",
     "read_image",
     "require_same_features",
-    "stated_spec",
     "to_rgb",
     "weights_sha256",
 ]

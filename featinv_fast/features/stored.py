@@ -64,6 +64,11 @@ class StoredFeatures:
         parts = [to_float_tensor(self._array[int(i) : int(i) + 1], f"row {i} of {self.path}") for i in indices]
         return torch.cat(parts)
 
+    def whole(self) -> np.ndarray | torch.Tensor:
+        """The array as it is stored, as `load_features` gives it."""
+        whole: np.ndarray | torch.Tensor = self._array[:] if hasattr(self._array, "get_shape") else self._array
+        return whole
+
 
 def _parsed(text: str | None, path: Path) -> tuple[str, ...] | None:
     if text is None:
@@ -80,17 +85,6 @@ def _parsed(text: str | None, path: Path) -> tuple[str, ...] | None:
             remedy="write the file again",
         )
     return tuple(ids)
-
-
-def stated_spec(path: str | Path) -> FeatureSpec | None:
-    """What a feature file says of its maps; None where it says nothing.
-
-    Raises:
-        FeatInvError: it cannot be read.
-    """
-    if Path(path).suffix.lower() != ".safetensors":
-        return None
-    return _parsed_spec(chosen_tensor(path)[1].get(SPEC), Path(path))
 
 
 def _parsed_spec(text: str | None, path: Path) -> FeatureSpec | None:

@@ -159,12 +159,28 @@ def test_maps_of_pictures_are_inverted_as_the_pictures_are(featinv, engine, pict
     for name, source in (("of_maps", ("--features", maps)), ("of_pictures", ("--images", pictures, *CONVNEXT[2:4]))):
         out = tmp_path / name
         assert featinv("invert", "--engine", engine, *source, "--out", out, "--threads", 1, "--quiet").code == 0
-        images[name] = [np.asarray(Image.open(path)) for path in sorted(out.glob("*.png"))]
-    assert len(images["of_maps"]) == 3
-    again = sorted(images["of_pictures"], key=lambda image: image.tobytes())
-    for one, other in zip(sorted(images["of_maps"], key=lambda image: image.tobytes()), again, strict=True):
-        np.testing.assert_array_equal(one, other)
+        images[name] = {path.name: np.asarray(Image.open(path)) for path in out.glob("*.png")}
+    assert set(images["of_maps"]) == {"9.png", "10.png", "cats__1.png"}  # as the images that the maps are of
+    for name, image in images["of_pictures"].items():
+        np.testing.assert_array_equal(images["of_maps"][name], image)
     assert featinv("features", *CONVNEXT, "--images", pictures, "--out", maps).code == 2  # it is there
+
+
+def test_maps_are_called_by_their_ids(featinv, engine, tmp_path):
+    maps = np.random.default_rng(0).standard_normal((3, 320, 2, 2)).astype(np.float32)
+    maps[1, 0, 0, 0] = np.nan
+    np.save(tmp_path / "maps.npy", maps)
+    (tmp_path / "maps.ids").write_text("birds/v1.2\nbirds/v1.3\ncat.jpg\n")
+    names = {"ids": ["birds__v1.2", "birds__v1.3", "cat"], "same": ["000000", "000001", "000002"]}
+    for kind, expected in names.items():
+        out = tmp_path / kind
+        answer = featinv("invert", "--engine", engine, "--features", tmp_path / "maps.npy", "--out", out, "--quiet")
+        assert answer.code == 3
+        assert ("birds/v1.3" if kind == "ids" else "feature map 1 holds NaN") in answer.err
+        items = json.loads((out / "inversion.json").read_text())["items"]
+        assert [item["name"] for item in items] == expected
+        assert {path.stem for path in out.glob("*.png")} == {expected[0], expected[2]}
+        (tmp_path / "maps.ids").write_text("cat\ncat\ndog\n")  # two of one name are no names
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,21 @@
 """Measures against torchmetrics, and intervals against a bootstrap made by hand."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from torchmetrics.functional import kl_divergence as reference_kl
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torchmetrics.functional.image import (
+    learned_perceptual_image_patch_similarity,
+    peak_signal_noise_ratio,
+    structural_similarity_index_measure,
+)
+from torchvision.models import alexnet
 
-from featinv_fast.evaluate import bootstrap
+from featinv_fast.errors import ArgumentError, CheckpointError, CheckpointMismatchError
+from featinv_fast.evaluate import bootstrap, lpips
+from featinv_fast.evaluate.measures import Seen
 from featinv_fast.evaluate.measures.feature_distance import feature_distance
 from featinv_fast.evaluate.measures.pixels import psnr
 from featinv_fast.evaluate.measures.probabilities import kl_divergence, total_variation
@@ -79,3 +88,43 @@ def test_intervals_are_those_of_a_bootstrap_made_by_hand(monkeypatch, drawn):
     assert high == pytest.approx(means[1949] + 0.025 * (means[1950] - means[1949]))
     assert low < values.mean() < high
     assert bootstrap.interval([0.25], seed=0) == (0.25, 0.25)
+
+
+@pytest.fixture(scope="module")
+def alexnet_weights(tmp_path_factory):
+    """A hub's folder with AlexNet's weights, drawn at random, under the name that they are published by."""
+    folder = tmp_path_factory.mktemp("hub")
+    (folder / "checkpoints").mkdir()
+    torch.manual_seed(0)
+    torch.save(alexnet(weights=None).state_dict(), folder / "checkpoints" / "alexnet-owt-7be5be79.pth")
+    return folder
+
+
+def seen(images):
+    return Seen(images=images, maps=torch.zeros(len(images), 1, 1, 1), logits=None)
+
+
+def test_lpips_is_that_of_torchmetrics(pair, alexnet_weights, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(alexnet_weights))
+    # These are not the published weights.
+    monkeypatch.setattr(sys.modules[lpips.__module__], "_require", lambda *_: None)
+    pair = [torch.nn.functional.interpolate(channels_first(images), 80).permute(0, 2, 3, 1).byte() for images in pair]
+    monkeypatch.setattr(sys.modules[lpips.__module__], "_AT_ONCE", 3)
+    given = lpips("alex").compute(*map(seen, pair))
+    first, second = (channels_first(images).float() / 127.5 - 1 for images in pair)
+    expected = learned_perceptual_image_patch_similarity(first, second, net_type="alex", reduction="none")
+    assert given.shape == (4,)
+    assert given.tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+    assert given[0] < given[3]
+    assert lpips("alex").compute(seen(pair[0]), Seen(images=None, maps=pair[0], logits=None)) is None
+
+
+def test_lpips_takes_only_published_weights_that_are_present(alexnet_weights, monkeypatch, tmp_path):
+    with pytest.raises(ArgumentError, match="alex, vgg, squeeze"):
+        lpips("resnet")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(CheckpointError, match="vgg16-397923af"):
+        lpips("vgg")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(alexnet_weights))
+    with pytest.raises(CheckpointMismatchError, match="begins with 7be5be79"):
+        lpips("alex")

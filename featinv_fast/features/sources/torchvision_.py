@@ -69,7 +69,7 @@ def _models() -> Any:
         from torchvision import models
     except ImportError as error:
         raise MissingPackageError(
-            "this backbone needs torchvision", remedy="pip install 'featinv-fast[evaluate]', or pass feature maps"
+            "this backbone needs torchvision", remedy="pip install 'featinv-fast[torchvision]', or pass feature maps"
         ) from error
     return models
 
