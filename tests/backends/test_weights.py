@@ -106,9 +106,14 @@ def test_an_architecture_that_is_not_the_weights_is_refused(mutant, key, value, 
     ],
 )
 def test_values_that_no_network_has_together_are_refused(mutant, key, value):
-    named = "several layers" if key == "features.more_layers" else key.rpartition(".")[2]
-    with pytest.raises(EngineFormatError, match=named):
+    with pytest.raises(EngineFormatError, match=key.rpartition(".")[2]):
         Runtime(mutant(key, value), backend="torch", device="cpu")
+
+
+def test_layers_that_the_network_does_not_take_are_refused(mutant):
+    more = [{"layer": "1", "channels": 6, "height": 5, "width": 5}]
+    with pytest.raises(EngineFormatError, match=r"12 channels of 2 layers: 6x5x5 \+ 6x5x5\n  expected: 6 channels"):
+        Runtime(mutant("features.more_layers", more), backend="torch", device="cpu")
 
 
 @pytest.mark.parametrize(

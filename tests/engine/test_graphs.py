@@ -112,7 +112,7 @@ def test_impossible_sizes_are_refused(sizes: dict[str, int]) -> None:
 
 
 def test_features_of_another_model_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"512\n  expected: 1024 channels"):
+    with pytest.raises(ConfigError, match=r"512 channels\n  expected: 1024 channels"):
         specs(features=FeatureSpec(channels=512))
 
 

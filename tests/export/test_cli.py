@@ -158,7 +158,7 @@ def test_values_out_of_range_are_wrong_usage(more: str, capsys):
 
 
 def test_an_unknown_backbone_is_wrong_usage(checkpoint_file, tmp_path: Path, capsys):
-    arguments = ["--ckpt", str(checkpoint_file()), "--out", str(tmp_path / "engine"), "--backbone", "vgg16"]
+    arguments = ["--ckpt", str(checkpoint_file()), "--out", str(tmp_path / "engine"), "--backbone", "convnext_bose"]
     assert cli.main(arguments) == 2
     assert "convnext_base" in capsys.readouterr().err
 

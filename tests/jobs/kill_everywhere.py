@@ -31,6 +31,7 @@ from featinv_fast import demo
 from featinv_fast.cli import main as featinv
 from featinv_fast.commands.evaluate_options import FINISHED
 from featinv_fast.demo import builtin
+from featinv_fast.features import small_backbones
 from featinv_fast.jobs.ledger import read_job
 from featinv_fast.jobs.stop import termination
 from featinv_fast.train.cache import precompute
@@ -143,6 +144,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.built_in is not None:
         builtin.FOLDER = options.built_in
+        small_backbones.WEIGHTS["featinv_convnext"] = options.built_in / builtin.BACKBONE
     inputs = options.folder / "images"
     for kind in ("a", "b"):
         (inputs / kind).mkdir(parents=True)
