@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import signal
 import sys
@@ -18,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from featinv_export import onnx_graphs
 from featinv_export.exporter import export
 from featinv_export.options import ExportOptions
 from featinv_fast.checkpoints import save_base
@@ -34,6 +37,7 @@ from featinv_fast.checkpoints.recipe import Recipe
 from featinv_fast.config import AutoencoderConfig, FeatureSpec, ModelConfig, Precision, to_dict
 from featinv_fast.demo import builtin
 from featinv_fast.engine import open_engine, staging
+from featinv_fast.engine.graphs import GraphSpec
 from featinv_fast.engine.lock import exclusive_lock
 from featinv_fast.engine.trust import CACHE_VARIABLE
 from featinv_fast.errors import EngineExistsError, EngineLockedError
@@ -247,6 +251,36 @@ def _shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of this test run that parallel test processes share."""
     root = tmp_path_factory.getbasetemp()
     return root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+
+@pytest.fixture(scope="session", autouse=True)
+def structures_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Torch takes 10 s of a core to trace a graph of the smallest architecture: each is traced once in a test run.
+
+    What a graph is follows from its module, all of which is in the key, and its spec.
+    """
+    trace, torch_export = onnx_graphs.graph_structure, torch.export.export
+    folder = _shared(tmp_path_factory) / "structures"
+    folder.mkdir(exist_ok=True)
+
+    def find_or_trace(module: nn.Module, spec: GraphSpec) -> ir.Model:
+        if torch.export.export is not torch_export:  # a test plants a fault there
+            return trace(module, spec)
+        try:
+            state = pickle.dumps(module.eval())
+        except (AttributeError, TypeError, pickle.PicklingError):  # a module that a test makes up
+            return trace(module, spec)
+        key = hashlib.sha256(state + repr(spec).encode()).hexdigest()
+        found = folder / f"{key}.onnx"
+        if not found.exists():
+            partial = folder / f"{key}.{os.getpid()}.partial"
+            ir.save(trace(module, spec), partial)
+            partial.replace(found)
+        return ir.load(found)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_graphs, "graph_structure", find_or_trace)
+        yield
 
 
 def _exported_once(options: ExportOptions) -> Path:

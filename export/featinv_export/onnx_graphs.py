@@ -52,11 +52,17 @@ def export_graph(module: nn.Module, spec: GraphSpec, weights: Mapping[str, Store
     Raises:
         ExportError: the graph's weights are not those of the weight file.
     """
-    model = _translate(_trace(module.eval(), spec))
-    parameters = _detach_initializers(model, weights)
-    _optimize(model)
-    _attach_initializers(model, parameters, weights)
+    model = graph_structure(module, spec)
+    _attach_initializers(model, list(model.graph.inputs[len(spec.inputs) :]), weights)
     _describe(model, spec)
+    return model
+
+
+def graph_structure(module: nn.Module, spec: GraphSpec) -> ir.Model:
+    """The graph with its weights as inputs behind those of `spec`: the same for all weights of an architecture."""
+    model = _translate(_trace(module.eval(), spec))
+    _detach_initializers(model)
+    _optimize(model)
     return model
 
 
@@ -86,24 +92,13 @@ def _translate(program: torch.export.ExportedProgram) -> ir.Model:
     return exported.model
 
 
-def _detach_initializers(model: ir.Model, weights: Mapping[str, StoredTensor]) -> list[ir.Value]:
+def _detach_initializers(model: ir.Model) -> None:
     """Make every weight a graph input for now: an optimiser that cannot see values cannot fold or merge them."""
     initializers = model.graph.initializers
-    parameters = list(initializers.values())
-    for value in parameters:
-        stored = weights.get(str(value.name))
-        shape = tuple(value.shape.numpy()) if value.shape is not None else None
-        if stored is None or stored.shape != shape or not _holds(stored, value.dtype):
-            raise ExportError(
-                f"the graph's tensor {value.name!r} is not in the weight file as the graph needs it",
-                given=stored,
-                expected=f"{value.dtype} {shape}",
-                remedy="this is a bug: please report it",
-            )
+    for value in list(initializers.values()):
         del initializers[str(value.name)]
         value.const_value = None
         model.graph.inputs.append(value)
-    return parameters
 
 
 def _holds(stored: StoredTensor, dtype: ir.DataType | None) -> bool:
@@ -139,11 +134,19 @@ def _optimize(model: ir.Model) -> None:
 
 def _attach_initializers(model: ir.Model, parameters: list[ir.Value], weights: Mapping[str, StoredTensor]) -> None:
     for value in parameters:
+        name = str(value.name)
+        stored = weights.get(name)
+        shape = tuple(value.shape.numpy()) if value.shape is not None else None
+        if stored is None or stored.shape != shape or not _holds(stored, value.dtype):
+            raise ExportError(
+                f"the graph's tensor {name!r} is not in the weight file as the graph needs it",
+                given=stored,
+                expected=f"{value.dtype} {shape}",
+                remedy="this is a bug: please report it",
+            )
         model.graph.inputs.remove(value)
         if not value.uses():
             continue
-        name = str(value.name)
-        stored = weights[name]
         dtype = _DTYPES[stored.dtype]
         if dtype != value.dtype:
             # Runtimes fold this cast when they load the graph.
