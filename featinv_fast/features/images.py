@@ -62,6 +62,13 @@ def read_image(path: str | Path, reading: ImageReading = AS_STORED) -> Image.Ima
             return _turned(rgb, image.getexif().get(_ORIENTATION, 1)) if reading.exif_rotation else rgb
     except FeatInvError:
         raise
+    except MemoryError as error:
+        raise UnreadableFileError(
+            "there is not enough memory to read this image",
+            given=path,
+            expected="memory for its pixels, four bytes each and more while they are converted",
+            remedy="read fewer images at once, or save it smaller: backbones see it in their own size",
+        ) from error
     except Exception as error:  # Pillow's readers show damage in any exception
         raise UnreadableFileError(
             "this image cannot be read",

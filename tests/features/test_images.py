@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from featinv_fast.errors import ArgumentError, ArgumentTypeError, ConfigError
+from featinv_fast.errors import ArgumentError, ArgumentTypeError, ConfigError, UnreadableFileError
 from featinv_fast.features import Backbone, ImageReading, center_crop, list_images, read_image, to_rgb
 
 GREY = np.random.default_rng(0).integers(0, 256, (6, 5), dtype=np.uint8)
@@ -234,3 +234,15 @@ def test_images_that_are_none_are_named(tmp_path):
             read_image(tmp_path / "a.png")
     with pytest.raises(ArgumentError, match="no such file"):
         read_image(tmp_path / "none.png")
+
+
+def test_a_lack_of_memory_is_no_damage(tmp_path, monkeypatch):
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    Image.new("RGB", (4, 4)).save(tmp_path / "sound.png")
+    monkeypatch.setattr(Image.Image, "load", exhausted)
+    with pytest.raises(UnreadableFileError, match="not enough memory") as caught:
+        read_image(tmp_path / "sound.png")
+    assert "sound.png" in str(caught.value)
+    assert "another program" not in str(caught.value)
