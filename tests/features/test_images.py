@@ -237,11 +237,11 @@ def test_images_that_are_none_are_named(tmp_path):
 
 
 def test_a_lack_of_memory_is_no_damage(tmp_path, monkeypatch):
-    def exhausted(*_: object) -> None:
+    def exhausted(*_: object, **__: object) -> None:
         raise MemoryError
 
     Image.new("RGB", (4, 4)).save(tmp_path / "sound.png")
-    monkeypatch.setattr(Image.Image, "load", exhausted)
+    monkeypatch.setattr("featinv_fast.features.images.to_rgb", exhausted)
     with pytest.raises(UnreadableFileError, match="not enough memory") as caught:
         read_image(tmp_path / "sound.png")
     assert "sound.png" in str(caught.value)
