@@ -29,6 +29,7 @@ class Request:
             fused operations by that provider and no other.
         compiled: whether the torch backend compiles what runs in every step, and the decoder, by `torch.compile`.
         two_streams: whether the torch backend runs the ControlNet beside the U-Net's encoder, on a second CUDA stream.
+        specialization: when TensorRT for RTX compiles kernels for the shapes at hand: see `RtxSession`.
     """
 
     engine: EngineFolder
@@ -39,6 +40,7 @@ class Request:
     kernels: str | Mapping[str, str] = "auto"
     compiled: bool = False
     two_streams: bool = False
+    specialization: str = "auto"
 
 
 class Session(abc.ABC):
@@ -51,6 +53,7 @@ class Session(abc.ABC):
         providers: for each fused operation that its layers call, the provider asked for.
         compiled: the graphs that `torch.compile` compiles.
         two_streams: whether the ControlNet runs beside the U-Net's encoder.
+        specialization: when kernels are compiled for the shapes at hand; None where they never are at run time.
     """
 
     backend: str
@@ -59,6 +62,7 @@ class Session(abc.ABC):
     providers: Mapping[str, str] = {}
     compiled: tuple[str, ...] = ()
     two_streams: bool = False
+    specialization: str | None = None
 
     @abc.abstractmethod
     def run(self, graph: str, *inputs: Tensor) -> Tensor:

@@ -57,9 +57,13 @@ def reasons_against(request: Request) -> dict[str, list[str]]:
     Raises:
         ArgumentError: the request names kernels that there are not.
     """
-    of_torch = _asked_of_torch(request)
+    of_torch, of_rtx = _asked_of_torch(request), _asked_of_rtx(request)
     return {
-        name: [*([] if name == TorchBackend.name else of_torch), *backend.not_supported_reasons(request)]
+        name: [
+            *([] if name == TorchBackend.name else of_torch),
+            *([] if name == TensorrtRtxBackend.name else of_rtx),
+            *backend.not_supported_reasons(request),
+        ]
         for name, backend in BACKENDS.items()
     }
 
@@ -72,6 +76,13 @@ def _asked_of_torch(request: Request) -> list[str]:
         *(["torch.compile has no part in it, asked for compiled"] if request.compiled else []),
         *(["it launches its work itself, asked for two_streams"] if request.two_streams else []),
     ]
+
+
+def _asked_of_rtx(request: Request) -> list[str]:
+    """Likewise, what is asked of TensorRT for RTX alone."""
+    if request.specialization == AUTO:
+        return []
+    return [f"it compiles no kernels for shapes, asked for specialization {request.specialization}"]
 
 
 def preferred(device: torch.device, reasons: Mapping[str, Sequence[str]]) -> str | None:

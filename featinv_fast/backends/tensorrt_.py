@@ -260,6 +260,10 @@ class TensorrtBackend:
         """The plans of an engine by graph."""
         return {plan.graph: plan for plan in engine.manifest.plans if plan.file_name in engine.manifest.files}
 
+    def options(self, request: Request) -> dict[str, Any]:  # noqa: ARG002 -- there is nothing to choose
+        """What its session is told beside the plans."""
+        return {}
+
     def plan_problems(self, plan: Any, device: torch.device) -> list[str]:
         """Why a plan does not run on a GPU that is here."""
         return plan.problems_on(plan_target(device))
@@ -299,6 +303,7 @@ class TensorrtBackend:
             device=request.device,
             precision=engine.manifest.precision,
             check=engine.require_unchanged,
+            **self.options(request),
         )
 
 

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from featinv_fast.backends.base import Request
 from featinv_fast.backends.tensorrt_ import TensorrtBackend, TensorrtSession
 from featinv_fast.backends.tensorrt_plan import RTX, Flavour, compute_capability, deserialize
 from featinv_fast.config import Precision
@@ -29,19 +30,17 @@ logger = logging.getLogger(__name__)
 
 # Plans and GPUs whose compiled kernels are kept, some megabytes each; those used least make room.
 KERNEL_FILES = 64
-# When kernels are compiled for the shapes at hand, as `DynamicShapesKernelSpecializationStrategy` calls it: "EAGER" at
-# the first call of a shape; "LAZY" beside the calls, which run general kernels meanwhile; "NONE" never.
-SPECIALIZATIONS = ("EAGER", "LAZY", "NONE")
 
 
 class RtxSession(TensorrtSession):
     """An engine's plans of TensorRT for RTX; see `TensorrtSession`.
 
     A call is captured as a CUDA graph by us, as all our work is, so TensorRT captures none itself. A graph keeps the
-    kernels that it was captured with, so these are compiled for their shapes before: specialisation is eager.
+    kernels that it was captured with, so these are compiled for their shapes before: "auto" is eager.
 
     Args:
-        specialization: of `SPECIALIZATIONS`.
+        specialization: when kernels are compiled for the shapes at hand: "eager" at the first call of a shape; "lazy"
+            beside the calls, which run general kernels meanwhile; "none" never.
         arguments: of `TensorrtSession`.
     """
 
@@ -58,10 +57,10 @@ class RtxSession(TensorrtSession):
         device: torch.device,
         precision: Precision,
         check: Callable[..., None] = lambda *_: None,
-        specialization: str = "EAGER",
+        specialization: str = "auto",
     ) -> None:
         super().__init__(folder, plans, specs, hashes, device=device, precision=precision, check=check)
-        self.specialization = specialization
+        self.specialization = "eager" if specialization == "auto" else specialization
         gpu = torch.cuda.get_device_properties(device).name
         self._files = {graph: KernelFile(f"{hashes[graph]} {plan.tensorrt_rtx} {gpu}") for graph, plan in plans.items()}
         self._kernels: dict[str, Any] = {}  # graph -> its `IRuntimeCache`, which all contexts of a plan share
@@ -88,7 +87,7 @@ class RtxSession(TensorrtSession):
         config = engine.create_runtime_config()
         config.cuda_graph_strategy = tensorrt_rtx.CudaGraphStrategy.DISABLED
         strategies = tensorrt_rtx.DynamicShapesKernelSpecializationStrategy
-        config.dynamic_shapes_kernel_specialization_strategy = getattr(strategies, self.specialization)
+        config.dynamic_shapes_kernel_specialization_strategy = getattr(strategies, str(self.specialization).upper())
         if graph not in self._kernels:
             kernels = self._kernels[graph] = config.create_runtime_cache()
             content = self._files[graph].read()
@@ -109,6 +108,10 @@ class TensorrtRtxBackend(TensorrtBackend):
     def plans(self, engine: EngineFolder) -> dict[str, Any]:
         """The plans of an engine by graph."""
         return {plan.graph: plan for plan in engine.manifest.rtx_plans if plan.file_name in engine.manifest.files}
+
+    def options(self, request: Request) -> dict[str, Any]:
+        """What its session is told beside the plans."""
+        return {"specialization": request.specialization}
 
     def plan_problems(self, plan: Any, device: torch.device) -> list[str]:
         """Why a plan does not run on a GPU that is here."""

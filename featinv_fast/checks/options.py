@@ -20,6 +20,8 @@ BACKENDS = (
     "aoti",
 )
 CUDA_GRAPHS = ("auto", "off", "step", "loop")
+# When TensorRT for RTX compiles kernels for the shapes at hand.
+SPECIALIZATIONS = ("auto", "eager", "lazy", "none")
 AUTO, OFF = "auto", "off"
 # The operations that layers call, and who provides them; featinv_kernels has what they are.
 LAYER_OPS = {
@@ -28,9 +30,9 @@ LAYER_OPS = {
         ("geglu", "group_norm_silu", "resize_conv", "upsample_conv"), ("triton", "native", "torch", "reference")
     ),
 }
-TORCH = "torch"
+TORCH, RTX = "torch", "tensorrt-rtx"
 # Backends without work on the CPU's threads.
-WITHOUT_THREADS = ("tensorrt", "tensorrt-rtx")
+WITHOUT_THREADS = ("tensorrt", RTX)
 
 
 def flag(name: str) -> str:
@@ -64,6 +66,7 @@ def check_running(
     cuda_graphs: str,
     compiled: bool,
     two_streams: bool,
+    specialization: str = AUTO,
 ) -> None:
     """Refuse what no engine and no machine could serve; see `Runtime` for the arguments.
 
@@ -72,6 +75,11 @@ def check_running(
     """
     choice("backend", backend, (AUTO, *BACKENDS))
     choice("cuda_graphs", cuda_graphs, CUDA_GRAPHS)
+    choice("specialization", specialization, SPECIALIZATIONS)
+    if specialization != AUTO and backend not in (AUTO, RTX):
+        raise without_effect(
+            {"specialization": specialization}, f"the backend is {backend!r}", expected=f"the backend {RTX!r}"
+        )
     if threads is not None:
         count("threads", threads)
     if threads is not None and backend in WITHOUT_THREADS:

@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from featinv_fast.engine import EngineFolder
     from featinv_fast.runtime import Runtime
 
-BACKEND_OPTIONS = ("device", "precision", "threads", "kernels", "cuda_graphs", "compiled", "two_streams")
+BACKEND_OPTIONS = (
+    "device",
+    "precision",
+    "threads",
+    "kernels",
+    "cuda_graphs",
+    "compiled",
+    "two_streams",
+    "specialization",
+)
 DONE, FAILED, PARTIAL = ExitCode.DONE, ExitCode.FAILED, ExitCode.PARTIAL
 
 
@@ -71,6 +80,12 @@ def add_backend_options(group: argparse._ArgumentGroup) -> None:
         "--two-streams",
         action="store_true",
         help="let the torch backend run the ControlNet beside the U-Net's encoder, on an NVIDIA GPU",
+    )
+    group.add_argument(
+        "--specialization",
+        default="auto",
+        metavar="WHEN",
+        help="of tensorrt-rtx, when kernels are compiled for the shapes at hand: auto, eager, lazy or none",
     )
 
 

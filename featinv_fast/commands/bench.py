@@ -82,7 +82,7 @@ class Bench:
         self.runtimes: dict[str, Runtime] = {}
         for name in asked:
             try:
-                self.runtimes[name] = self._open(name, options.precision, options.of_torch if name == TORCH else {})
+                self.runtimes[name] = self._open(name, options.precision, options.told(name))
             except BackendUnavailableError as error:
                 self.refused[name] = error.reasons[name]
         if not self.runtimes:
@@ -183,7 +183,7 @@ class Bench:
             tolerance = max(tolerance, TOLERANCES[Precision.FP16])
         contender.row |= {
             "precision": str(precision),
-            **{name: contender.runtime.info[name] for name in ("kernels", "compiled", "two_streams")},
+            **{name: contender.runtime.info[name] for name in ("kernels", "compiled", "two_streams", "specialization")},
             "cuda_graphs": contender.runtime.info["cuda_graphs"]["mode"],
             "guidance_scale": found.flags.guidance_scale,
             "gate": {"steps": found.flags.steps, "relative": rounded(error, 3), "tolerance": tolerance},

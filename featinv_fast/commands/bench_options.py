@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from featinv_fast.checks import choice, count
-from featinv_fast.checks.options import BACKENDS, TORCH, WITHOUT_THREADS, check_running, options_of_torch
+from featinv_fast.checks.options import AUTO, BACKENDS, RTX, TORCH, WITHOUT_THREADS, check_running, options_of_torch
 from featinv_fast.errors import ArgumentError
 from featinv_fast.samplers import Setting
 
@@ -25,6 +25,7 @@ class BenchOptions:
         warm_up: calls before that.
         device, precision, threads: as of `Runtime`.
         kernels, cuda_graphs, compiled, two_streams: as of `Runtime`, for the torch backend alone.
+        specialization: as of `Runtime`, for the backend tensorrt-rtx alone.
         out: a JSONL file that rows are appended to.
         progress: show what is running on stderr.
 
@@ -45,6 +46,7 @@ class BenchOptions:
     cuda_graphs: str = "auto"
     compiled: bool = False
     two_streams: bool = False
+    specialization: str = "auto"
     out: Path | None = None
     progress: bool = True
 
@@ -70,9 +72,25 @@ class BenchOptions:
                 expected="torch among the backends",
                 remedy="add it, or leave these options out",
             )
+        if self.specialization != AUTO and RTX not in asked:
+            raise ArgumentError(
+                "specialization is of the backend tensorrt-rtx alone",
+                given=f"specialization {self.specialization!r}; backends {', '.join(self.backends)}",
+                expected=f"{RTX} among the backends",
+                remedy="add it, or leave the option out",
+            )
         # Of several backends, one that obeys an option is enough; the others are timed without it.
         obeyed = [backend for backend in asked if backend not in WITHOUT_THREADS]
-        check_running(backend="auto" if obeyed else asked[0], threads=self.threads, **self.of_torch)
+        check_running(
+            backend="auto" if obeyed else asked[0],
+            threads=self.threads,
+            specialization=self.specialization,
+            **self.of_torch,
+        )
+
+    def told(self, backend: str) -> dict[str, Any]:
+        """Arguments of `Runtime` for one backend alone."""
+        return {TORCH: self.of_torch, RTX: {"specialization": self.specialization}}.get(backend, {})
 
     @property
     def of_torch(self) -> dict[str, Any]:

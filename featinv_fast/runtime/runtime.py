@@ -66,6 +66,8 @@ class Runtime:
             more. `kernels` says what the layers are before that.
         two_streams: let the torch backend run the ControlNet beside the U-Net's encoder, on a second CUDA stream. Off
             until a GPU has shown that it pays.
+        specialization: when TensorRT for RTX compiles kernels for the shapes at hand: "eager" at the first call of a
+            shape, "lazy" beside the calls, which run general kernels meanwhile, or "none" never; "auto" is "eager".
 
     Raises:
         ArgumentError: no such backend, device, precision, kernels or use of graphs, or options that the backend that
@@ -89,6 +91,7 @@ class Runtime:
         cuda_graphs: str = "auto",
         compiled: bool = False,
         two_streams: bool = False,
+        specialization: str = "auto",
     ) -> None:
         precision = choice("precision", precision, PRECISIONS)
         check_running(
@@ -98,6 +101,7 @@ class Runtime:
             cuda_graphs=cuda_graphs,
             compiled=compiled,
             two_streams=two_streams,
+            specialization=specialization,
         )
         if engine is None:
             from featinv_fast.demo.builtin import load_engine
@@ -113,6 +117,7 @@ class Runtime:
             kernels=kernels,
             compiled=compiled,
             two_streams=two_streams,
+            specialization=specialization,
         )
         self._cuda_graphs = CudaGraphs(cuda_graphs)
         self._executor = Executor(self._request, backend)
@@ -138,6 +143,7 @@ class Runtime:
             "kernels": dict(session.providers),
             "compiled": list(session.compiled),
             "two_streams": session.two_streams,
+            "specialization": session.specialization,
             "cuda_graphs": self._loop.info(),
             "adaptations": list(manifest.adaptations),
             "reasons_against": reasons_against(self._request),

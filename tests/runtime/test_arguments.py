@@ -17,7 +17,7 @@ from featinv_fast.backends import BACKENDS
 from featinv_fast.checks import count, finite, options
 from featinv_fast.config import ModelConfig, SamplingConfig
 from featinv_fast.engine import open_engine
-from featinv_fast.errors import ArgumentError, ArgumentTypeError
+from featinv_fast.errors import ArgumentError, ArgumentTypeError, BackendUnavailableError
 from featinv_fast.runtime.arguments import LARGEST_SEED, seeds
 from featinv_fast.runtime.graph_loop import CudaGraphs
 from featinv_fast.runtime.sampling import control_scales
@@ -232,6 +232,18 @@ def test_the_engines_own_defaults_are_not_options_that_were_given():
 def test_options_of_the_torch_backend_are_refused_on_others(tiny_engine, option):
     with pytest.raises(ArgumentError, match="would have no effect: the backend is 'onnxruntime'"):
         Runtime(tiny_engine, backend="onnxruntime", **option)
+
+
+def test_an_option_of_tensorrt_rtx_is_refused_on_others(tiny_engine):
+    with pytest.raises(ArgumentError, match="specialization would have no effect: the backend is 'torch'"):
+        Runtime(tiny_engine, backend="torch", specialization="lazy")
+    with pytest.raises(ArgumentError, match="specialization"):
+        Runtime(tiny_engine, specialization="never")
+    with pytest.raises(BackendUnavailableError) as caught:  # it is not dropped where another backend would serve
+        Runtime(tiny_engine, specialization="lazy")
+    for name in ("torch", "onnxruntime"):
+        assert caught.value.reasons[name] == ["it compiles no kernels for shapes, asked for specialization lazy"]
+    assert Runtime(tiny_engine, backend="torch").info["specialization"] is None
 
 
 def test_what_contradicts_is_refused_before_the_engine_is_opened():

@@ -23,6 +23,7 @@ from featinv_export.tensorrt_ import builder, monitor, plans, rtx_builder
 from featinv_export.tensorrt_.options import RtxOptions
 from featinv_fast import Runtime
 from featinv_fast.backends import Request, load, reasons_against, tensorrt_, tensorrt_plan, tensorrt_rtx
+from featinv_fast.checks.options import SPECIALIZATIONS
 from featinv_fast.engine import EngineFolder, ParityStatus, open_engine
 from featinv_fast.engine.plans import RtxPlanInfo
 from featinv_fast.engine.trust import CACHE_VARIABLE
@@ -188,21 +189,14 @@ def test_a_cache_that_is_refused_costs_time_alone(rtx, engine, tiny_maps, caplog
     assert "takes no kernels of condition_encoder" in caplog.text
 
 
-@pytest.mark.parametrize("specialization", tensorrt_rtx.SPECIALIZATIONS)
+@pytest.mark.parametrize("specialization", SPECIALIZATIONS)
 def test_when_kernels_are_compiled_can_be_chosen(rtx, engine, tiny_maps, specialization):
-    found = engine.manifest
-    session = tensorrt_rtx.RtxSession(
-        engine.path,
-        {plan.graph: plan for plan in found.rtx_plans},
-        engine.graph_specs(),
-        {plan.graph: found.files[plan.file_name].sha256 for plan in found.rtx_plans},
-        device=CPU,
-        precision=found.precision,
-        specialization=specialization,
-    )
+    session = load(request(engine, specialization=specialization), "tensorrt-rtx")
     session.run("condition_encoder", tiny_maps[:1])
+    told = "eager" if specialization == "auto" else specialization
     strategies = "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy="
-    assert rtx.recorder.arguments(strategies)[-1]["value"].name == specialization
+    assert rtx.recorder.arguments(strategies)[-1]["value"].name == told.upper()
+    assert session.specialization == told
     graphs = rtx.recorder.arguments("IRuntimeConfig.cuda_graph_strategy=")
     assert {call["value"].name for call in graphs} == {"DISABLED"}
 
