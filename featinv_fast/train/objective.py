@@ -40,7 +40,8 @@ class Objective(nn.Module, abc.ABC):
 
         Args:
             batch: what `load` gave, on the device.
-            generator: of all noise, on the CPU.
+            generator: of all noise, on the CPU. What each item has of its own is drawn by `randomness.of_items`, so
+                that several processes, each with a share of the batch, draw together what one does.
             average: the averaged weights by the names of this module's parameters, None without an average.
         """
 

@@ -74,6 +74,7 @@ def train(
     processes.start(training_device(config))
     with contextlib.ExitStack() as stack:
         with processes.main_first():
+            _require_shares(config, objective)
             if processes.is_main():
                 folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(exclusive_lock(folder / ".lock", work="training", place="folder"))
@@ -114,7 +115,6 @@ class _Run:
         if config.channels_last:
             objective.to(memory_format=torch.channels_last)
         self.share = processes.share()
-        _require_shares(config, objective)
         self.parameters = list(learning(objective).values())
         optimizer = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay

@@ -10,14 +10,17 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
+import accelerate
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from featinv_fast.errors import ConfigError
+from featinv_fast.errors import BackendUnavailableError, ConfigError
 from featinv_fast.train import diffusion, processes, randomness, run
+from featinv_fast.train.accelerator import make_accelerator
 from featinv_fast.train.base import drop_mask
 from featinv_fast.train.logs import read_log
 from featinv_fast.train.objective import uneven_parts
@@ -237,6 +240,25 @@ def test_what_cannot_be_shared_is_named(two, line, line_config):
     with pytest.raises(ConfigError, match="equal shares"):
         processes.require_divisible(7)
     processes.require_divisible(8)
+
+
+def test_a_process_without_a_gpu_of_its_own_is_refused(two, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(BackendUnavailableError, match="more processes than GPUs") as caught:
+        processes.start(torch.device("cuda"))
+    assert "2 GPUs" in caught.value.given
+
+
+@pytest.mark.parametrize(("count", "kind"), [(2, "MULTI_CPU"), (1, "DEEPSPEED")])
+def test_processes_that_were_started_otherwise_are_refused(line_config, monkeypatch, count, kind):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    made = SimpleNamespace(num_processes=count, distributed_type=SimpleNamespace(value=kind))
+    monkeypatch.setattr(accelerate, "Accelerator", lambda **_: made)
+    with pytest.raises(ConfigError, match="does not know") as caught:
+        make_accelerator(line_config)
+    assert caught.value.given == f"{count} processes, {kind}"
+    assert "torchrun" in caught.value.remedy
 
 
 def test_one_process_needs_no_others(line, line_config, monkeypatch):
