@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
 
 from featinv_fast.config import Precision
-from featinv_fast.errors import BackendUnavailableError, ConfigError, MissingPackageError
+from featinv_fast.errors import BackendUnavailableError, ConfigError
 from featinv_fast.train import processes
 from featinv_fast.train.settings import TrainingConfig
 
@@ -27,17 +26,10 @@ def make_accelerator(config: TrainingConfig) -> Any:
     """
     device = training_device(config)
     processes.start(device)
-    try:
-        # By name: the package has no type information.
-        accelerate = importlib.import_module("accelerate")
-    except ImportError as error:
-        raise MissingPackageError(
-            "training needs accelerate", given=str(error), remedy="pip install 'featinv-fast[train]'"
-        ) from error
     # accelerate keeps device and precision for the whole process; the recipes of one process may differ in them.
     alone = processes.count() == 1
-    importlib.import_module("accelerate.state").AcceleratorState._reset_state(reset_partial_state=alone)  # noqa: SLF001
-    accelerator = accelerate.Accelerator(
+    processes.accelerate_module("accelerate.state").AcceleratorState._reset_state(reset_partial_state=alone)  # noqa: SLF001
+    accelerator = processes.accelerate_module("accelerate").Accelerator(
         cpu=device.type == "cpu",
         mixed_precision=MIXED[config.precision],
         gradient_accumulation_steps=config.accumulation,

@@ -66,7 +66,7 @@ def start(device: torch.device) -> None:
             given=f"process {place} of this machine, counted from 0, and {gpus} GPUs",
             remedy=f"start {gpus} processes, or use device = 'cpu'",
         )
-    state = _accelerate("accelerate.state")
+    state = accelerate_module("accelerate.state")
     with others_may_end():
         state.PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
 
@@ -85,7 +85,7 @@ def wait() -> None:
     """
     if count() > 1:
         with others_may_end():
-            _accelerate("accelerate.state").PartialState().wait_for_everyone()
+            accelerate_module("accelerate.state").PartialState().wait_for_everyone()
 
 
 @contextlib.contextmanager
@@ -193,19 +193,24 @@ def others_may_end() -> Iterator[None]:
         ) from error
 
 
+def accelerate_module(name: str) -> Any:
+    """The accelerate package, or a module of it.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
+    try:
+        # By name: the package has no type information.
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingPackageError(
+            "training needs accelerate", given=str(error), remedy="pip install 'featinv-fast[train]'"
+        ) from error
+
+
 def _of_main(*, value: bool | None) -> bool:
     """What the main process says, in all of them."""
     told = [value]
     with others_may_end():
         torch.distributed.broadcast_object_list(told, src=0)
     return bool(told[0])
-
-
-def _accelerate(module: str) -> Any:
-    try:
-        # By name: the package has no type information.
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingPackageError(
-            "training needs accelerate", given=str(error), remedy="pip install 'featinv-fast[train]'"
-        ) from error

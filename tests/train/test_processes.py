@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from featinv_fast.errors import BackendUnavailableError, ConfigError
+from featinv_fast.errors import BackendUnavailableError, ConfigError, MissingPackageError
 from featinv_fast.train import diffusion, processes, randomness, run
 from featinv_fast.train.accelerator import make_accelerator
 from featinv_fast.train.base import drop_mask
@@ -259,6 +259,12 @@ def test_processes_that_were_started_otherwise_are_refused(line_config, monkeypa
         make_accelerator(line_config)
     assert caught.value.given == f"{count} processes, {kind}"
     assert "torchrun" in caught.value.remedy
+
+
+def test_a_missing_accelerate_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(MissingPackageError, match=r"featinv-fast\[train\]"):
+        processes.accelerate_module("accelerate")
 
 
 def test_one_process_needs_no_others(line, line_config, monkeypatch):
