@@ -44,17 +44,19 @@ def run(options: argparse.Namespace) -> int:
             remedy=f"run `featinv {command} --config {options.config}`",
         )
     input_files(recipe, options.root)
+    from featinv_fast.train import processes
     from featinv_fast.train import run as train
 
-    print(
-        train(
-            options.config,
-            root=options.root,
-            changes=options.set,
-            force=options.force,
-            progress=not options.quiet,
-        )
+    made = train(
+        options.config,
+        root=options.root,
+        changes=options.set,
+        force=options.force,
+        progress=not options.quiet,
     )
+    if processes.is_main():
+        print(made)
+    processes.end()
     return 0
 
 

@@ -1,47 +1,48 @@
-"""The accelerate package's device, mixed precision and gradient accumulation for one process."""
+"""The accelerate package's device, mixed precision and gradient accumulation, in one process or several."""
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
 
 from featinv_fast.config import Precision
-from featinv_fast.errors import BackendUnavailableError, ConfigError, MissingPackageError
+from featinv_fast.errors import BackendUnavailableError, ConfigError
+from featinv_fast.train import processes
 from featinv_fast.train.settings import TrainingConfig
 
 MIXED = {Precision.FP32: "no", Precision.FP16: "fp16", Precision.BF16: "bf16"}
+# Of several processes: a copy of the model in each.
+KINDS = ("NO", "MULTI_CPU", "MULTI_GPU")
 
 
 def make_accelerator(config: TrainingConfig) -> Any:
-    """An `accelerate.Accelerator` for `config`.
+    """An `accelerate.Accelerator` for `config`, alone or together with the other processes that were launched.
 
     Raises:
         MissingPackageError: accelerate is not installed.
-        BackendUnavailableError: a GPU was asked for and there is none.
-        ConfigError: several processes were started: the data order is defined for one.
+        BackendUnavailableError: a GPU was asked for and there is none, or not one for each process.
+        ConfigError: processes were started in another way than by copies of the model that average their gradients.
     """
-    try:
-        # By name: the package has no type information.
-        accelerate = importlib.import_module("accelerate")
-    except ImportError as error:
-        raise MissingPackageError(
-            "training needs accelerate", given=str(error), remedy="pip install 'featinv-fast[train]'"
-        ) from error
+    device = training_device(config)
+    processes.start(device)
     # accelerate keeps device and precision for the whole process; the recipes of one process may differ in them.
-    importlib.import_module("accelerate.state").AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001
-    accelerator = accelerate.Accelerator(
-        cpu=training_device(config).type == "cpu",
+    alone = processes.count() == 1
+    processes.accelerate_module("accelerate.state").AcceleratorState._reset_state(reset_partial_state=alone)  # noqa: SLF001
+    accelerator = processes.accelerate_module("accelerate").Accelerator(
+        cpu=device.type == "cpu",
         mixed_precision=MIXED[config.precision],
         gradient_accumulation_steps=config.accumulation,
     )
-    if accelerator.num_processes > 1:
+    kind = str(accelerator.distributed_type.value)
+    if accelerator.num_processes != processes.count() or kind not in KINDS:
         raise ConfigError(
-            "training runs in one process",
-            given=f"{accelerator.num_processes} processes",
-            expected="one process",
-            remedy="start it without `accelerate launch` or torchrun",
+            "processes were started in a way that training does not know",
+            given=f"{accelerator.num_processes} processes, {kind}",
+            expected="one process, or several with a copy of the model each and WORLD_SIZE and RANK in their "
+            "environment",
+            remedy="start them by `accelerate launch --num_processes N`, or torchrun, without DeepSpeed, FSDP and "
+            "other ways to split a model",
         )
     return accelerator
 

@@ -73,6 +73,11 @@ class BackboneObjective(Objective):
         concepts = {name: torch.from_numpy(batch[name]) for name in self.heads}  # [B] or [B, slots]
         return {"images": torch.from_numpy(batch["images"]), "labels": torch.from_numpy(labels), **concepts}
 
+    def reasons_against_shares(self, batch_size: int, processes: int) -> list[str]:
+        """See `Objective`: concepts' losses are means over the objects that are there, as many as there are."""
+        del batch_size, processes
+        return [f"concepts: {', '.join(self.heads)}"] if self.heads else []
+
     def forward(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, average: Mapping[str, Tensor] | None
     ) -> dict[str, Tensor]:

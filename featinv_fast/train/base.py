@@ -14,6 +14,7 @@ from featinv_fast.train import diffusion
 from featinv_fast.train.concepts import Captions
 from featinv_fast.train.inputs import Inputs
 from featinv_fast.train.objective import SHOWN, LatentObjective
+from featinv_fast.train.randomness import of_items
 from featinv_fast.train.settings import BaseRecipe
 
 PREVIEW_STEPS = 20
@@ -82,4 +83,5 @@ class BaseObjective(LatentObjective):
 
 def drop_mask(count: int, probability: float, generator: torch.Generator) -> Tensor:
     """Which items are dropped: bool [count, 1, 1]."""
-    return (torch.rand(count, generator=generator) < probability)[:, None, None]
+    chance = of_items(lambda n: torch.rand(n, generator=generator), count, generator)
+    return (chance < probability)[:, None, None]

@@ -15,6 +15,7 @@ from torch import Tensor
 from featinv_fast.checks import file_errors
 from featinv_fast.jobs.ledger import open_ledger
 from featinv_fast.jobs.stop import held
+from featinv_fast.train import processes
 
 BATCH = 64
 # Is written last: what the results depend on.
@@ -46,8 +47,9 @@ def precompute(
         _fill(compute, length, arrays, lambda _, shape, dtype: np.empty(shape, dtype), progress=progress)
         return arrays
     path = folder / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-    if not (path / COMPLETE).is_file():
-        _fill_files(compute, length, path, identity, progress=progress)
+    with processes.main_first():
+        if not (path / COMPLETE).is_file():
+            _fill_files(compute, length, path, identity, progress=progress)
     return {file.stem: np.load(file, mmap_mode="r") for file in sorted(path.glob("*.npy"))}
 
 

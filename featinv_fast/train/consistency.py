@@ -16,6 +16,7 @@ from featinv_fast.samplers import OFFICIAL_SCHEDULE
 from featinv_fast.samplers.lcm import ORIGINAL_INFERENCE_STEPS, SIGMA_DATA, TIMESTEP_SCALING
 from featinv_fast.train import diffusion
 from featinv_fast.train.distill import DistillObjective
+from featinv_fast.train.randomness import of_items
 
 SKIP = OFFICIAL_SCHEDULE.training_steps // ORIGINAL_INFERENCE_STEPS  # k, 20 times
 
@@ -41,7 +42,7 @@ class ConsistencyObjective(DistillObjective):
         assert average is not None, "the target has averaged weights"
         latents, features = self.inputs.latents(batch, generator), self.inputs.features(batch)
         count, device = len(latents), latents.device
-        index = torch.randint(ORIGINAL_INFERENCE_STEPS, (count,), generator=generator)
+        index = of_items(lambda n: torch.randint(ORIGINAL_INFERENCE_STEPS, (n,), generator=generator), count, generator)
         times = (index + 1) * SKIP - 1  # [B], 19, 39, ..., 999
         scale = self.guidance(count, generator, device)
         noise = diffusion.normal(latents, generator)

@@ -15,7 +15,7 @@ from featinv_fast.models import FeatInv
 from featinv_fast.train import diffusion
 from featinv_fast.train.base import PREVIEW_STEPS, drop_mask
 from featinv_fast.train.inputs import Inputs
-from featinv_fast.train.objective import LatentObjective
+from featinv_fast.train.objective import LatentObjective, uneven_parts
 from featinv_fast.train.perceptual import LatentPerceptual
 from featinv_fast.train.settings import ControlNetRecipe
 
@@ -84,6 +84,10 @@ class ControlNetObjective(LatentObjective):
             seen = self._perceptual(x0, latents)
             losses |= {"loss": losses["loss"] + seen, "perceptual": seen.detach()}
         return losses
+
+    def reasons_against_shares(self, batch_size: int, processes: int) -> list[str]:
+        """See `Objective`."""
+        return uneven_parts(self._recipe.parts(), batch_size, processes)
 
     def show(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Decoded latents, and below them their reconstructions from the features."""

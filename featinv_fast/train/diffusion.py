@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from featinv_fast.samplers import OFFICIAL_SCHEDULE, StepTable
+from featinv_fast.train.randomness import of_items
 from featinv_fast.train.settings import Times, Weighting
 
 # x -> eps at one timestep, for a whole batch: (latents [B, 4, h, w], time [1]) -> [B, 4, h, w].
@@ -16,14 +17,15 @@ Predictor = Callable[[Tensor, Tensor], Tensor]
 
 def normal(like: Tensor, generator: torch.Generator) -> Tensor:
     """N(0, 1) of the shape, dtype and device of `like`, drawn on the CPU."""
-    return torch.randn(like.shape, generator=generator).to(like)
+    return of_items(lambda n: torch.randn(n, *like.shape[1:], generator=generator), len(like), generator).to(like)
 
 
 def random_times(count: int, generator: torch.Generator, times: Times = Times.UNIFORM) -> Tensor:
     """Training times, 0 ... 999: int64 [count]."""
     if times is Times.UNIFORM:
-        return torch.randint(OFFICIAL_SCHEDULE.training_steps, (count,), generator=generator)
-    u = torch.rand(count, generator=generator, dtype=torch.float64)
+        end = OFFICIAL_SCHEDULE.training_steps
+        return of_items(lambda n: torch.randint(end, (n,), generator=generator), count, generator)
+    u = of_items(lambda n: torch.rand(n, generator=generator, dtype=torch.float64), count, generator)
     return ((1 - u**3) * OFFICIAL_SCHEDULE.training_steps).long().clamp_max(OFFICIAL_SCHEDULE.training_steps - 1)
 
 

@@ -13,8 +13,9 @@ from featinv_fast.models import FeatInv
 from featinv_fast.train import diffusion
 from featinv_fast.train.base import PREVIEW_STEPS
 from featinv_fast.train.inputs import Inputs
-from featinv_fast.train.objective import LatentObjective
+from featinv_fast.train.objective import LatentObjective, uneven_parts
 from featinv_fast.train.perceptual import LatentPerceptual
+from featinv_fast.train.randomness import of_items
 from featinv_fast.train.settings import DistillRecipe
 from featinv_fast.train.student import Conditioned
 
@@ -51,7 +52,12 @@ class DistillObjective(LatentObjective, abc.ABC):
     def guidance(self, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
         """Guidance scales, uniform on the recipe's range: [count]."""
         low, high = self.recipe.guidance_scale
-        return (low + (high - low) * torch.rand(count, generator=generator)).to(device)
+        drawn = of_items(lambda n: torch.rand(n, generator=generator), count, generator)
+        return (low + (high - low) * drawn).to(device)
+
+    def reasons_against_shares(self, batch_size: int, processes: int) -> list[str]:
+        """See `Objective`."""
+        return uneven_parts(self.recipe.parts(), batch_size, processes)
 
     def show(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Decoded latents, the teacher's reconstructions, and the student's with few steps, from the same noise."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -39,9 +40,15 @@ class Objective(nn.Module, abc.ABC):
 
         Args:
             batch: what `load` gave, on the device.
-            generator: of all noise, on the CPU.
+            generator: of all noise, on the CPU. What each item has of its own is drawn by `randomness.of_items`, so
+                that several processes, each with a share of the batch, draw together what one does.
             average: the averaged weights by the names of this module's parameters, None without an average.
         """
+
+    def reasons_against_shares(self, batch_size: int, processes: int) -> list[str]:
+        """Why the losses of equal shares of a batch, averaged, are not that of the batch; none where they are."""
+        del batch_size, processes
+        return []
 
     def show(self, batch: Mapping[str, Tensor]) -> Tensor | None:
         """Images [rows, B, 3, H, W] in [-1, 1] of a batch, what is made of it in the last row; None for none."""
@@ -58,6 +65,15 @@ class Objective(nn.Module, abc.ABC):
         device = next(self.parameters()).device
         batch = self.load(np.arange(min(SHOWN, self.length), dtype=np.int64))
         return self.show({name: tensor.to(device) for name, tensor in batch.items()})
+
+
+def uneven_parts(parts: Mapping[str, float | None], batch_size: int, processes: int) -> list[str]:
+    """Which parts of every batch, by the names of their shares, are not the same number of items in each process."""
+    return [
+        f"{name} = {part} of {batch_size} items is {math.ceil(part * batch_size)}, no multiple of {processes}"
+        for name, part in parts.items()
+        if part is not None and processes * math.ceil(part * (batch_size // processes)) != math.ceil(part * batch_size)
+    ]
 
 
 class LatentObjective(Objective, abc.ABC):

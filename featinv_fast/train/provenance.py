@@ -17,6 +17,7 @@ import numpy as np
 from featinv_fast.checks import file_errors
 from featinv_fast.config import to_dict
 from featinv_fast.errors import ConfigError
+from featinv_fast.train import processes
 from featinv_fast.train.data import Data, ImageFolder, identity
 from featinv_fast.train.progress import CHECKPOINTS, holds_progress
 from featinv_fast.train.scan import digest_of
@@ -60,6 +61,8 @@ def refuse_other_images(folder: Path, data: Data) -> None:
     if not isinstance(data, ImageFolder):
         return
     record, now = folder / IMAGES, data.selection.contents()
+    if not processes.is_main():
+        return  # the main process has looked
     if not holds_progress(folder / CHECKPOINTS):
         with file_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)

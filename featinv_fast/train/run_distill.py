@@ -8,7 +8,7 @@ from featinv_fast import samplers
 from featinv_fast.checkpoints import load, save
 from featinv_fast.config import FeatureSpec, SamplingConfig
 from featinv_fast.errors import ConfigError
-from featinv_fast.train import assembly
+from featinv_fast.train import assembly, processes
 from featinv_fast.train.consistency import ConsistencyObjective
 from featinv_fast.train.distill import DistillObjective
 from featinv_fast.train.parts import fit, open_features, open_inputs, open_perceptual
@@ -54,6 +54,8 @@ def run_distill(recipe: DistillRecipe, place: Place) -> None:
     perceptual = open_perceptual(recipe, place, teacher.autoencoder)
     objective = _distill_objective(recipe)(teacher, student, inputs, recipe, prompts, perceptual)
     notes = fit(objective, recipe, place, features.identity())
+    if not processes.is_main():
+        return
     note = f"distilled by {recipe.method} to {recipe.steps} steps of {objective.sampler}"
     note += f", guidance {low:g}" if low == high else f", guidance {low:g} to {high:g} embedded"
     distilled = dataclasses.replace(

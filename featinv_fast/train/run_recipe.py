@@ -11,7 +11,7 @@ from featinv_fast.checkpoints import Checkpoint, load, load_base, save, save_bas
 from featinv_fast.checkpoints.writer import write_safetensors
 from featinv_fast.config import SamplingConfig
 from featinv_fast.models import Autoencoder, UNet
-from featinv_fast.train import assembly
+from featinv_fast.train import assembly, processes
 from featinv_fast.train.accelerator import training_device
 from featinv_fast.train.autoencoder import AutoencoderObjective
 from featinv_fast.train.backbone import BackboneObjective
@@ -47,6 +47,9 @@ def run(
 ) -> Path:
     """Train what a recipe describes, or go on where an earlier run of it stopped.
 
+    Started by `accelerate launch` or torchrun, several processes do so together; the main one writes, and all return
+    when the file is there.
+
     Args:
         config: a TOML file, or what `read_recipe` made of one.
         root: what relative paths in it start from.
@@ -69,7 +72,11 @@ def run(
     recipe = config if isinstance(config, Recipe) else read_recipe(config, changes)
     refuse_idle(recipe, changed_in(recipe))
     file = None if isinstance(config, Recipe) else Path(config)
-    place = prepare(recipe, Path(root), config=file, force=force, progress=progress)
+    processes.start(training_device(recipe.training))
+    progress = progress and processes.is_main()
+    with processes.main_first():
+        processes.require_divisible(recipe.training.batch_size)
+        place = prepare(recipe, Path(root), config=file, force=force, progress=progress)
     makers: dict[type[Recipe], Callable[[Any, Place], None]] = {
         AutoencoderRecipe: _autoencoder,
         BackboneRecipe: _backbone,
@@ -78,6 +85,7 @@ def run(
         DistillRecipe: run_distill,
     }
     makers[type(recipe)](recipe, place)
+    processes.wait()
     return place.result.path
 
 
@@ -92,6 +100,8 @@ def _autoencoder(recipe: AutoencoderRecipe, place: Place) -> None:
         model = Autoencoder(recipe.model)
     objective = AutoencoderObjective(model, recipe, data, size, perceptual)
     notes = fit(objective, recipe, place, {} if perceptual is None else {"perceptual": perceptual.weights_sha256})
+    if not processes.is_main():
+        return
     config = dataclasses.replace(recipe.model, latent_scale=objective.measured_scale())
     with place.result.writing() as path:
         assembly.save_autoencoder(path, model, config, notes)
@@ -105,6 +115,8 @@ def _backbone(recipe: BackboneRecipe, place: Place) -> None:
         model = make_classifier(recipe, size)
         objective = BackboneObjective(model, recipe, data, size)
     notes = fit(objective, recipe, place)
+    if not processes.is_main():
+        return
     with place.result.writing() as path:
         write_safetensors(path, model.state_dict(), {"format": "pt", **notes})
 
@@ -120,6 +132,8 @@ def _base(recipe: BaseRecipe, place: Place) -> None:
         captions = Captions(recipe.concepts, slots, config.context_channels) if slots else None
     prompts = assembly.constant_prompts(config, recipe.training.seed)
     notes = fit(BaseObjective(unet, recipe, config, inputs, prompts, captions), recipe, place)
+    if not processes.is_main():
+        return
     tensors = {assembly.UNET + name: tensor for name, tensor in unet.state_dict().items()}
     tensors |= {assembly.AUTOENCODER + name: tensor for name, tensor in autoencoder.state_dict().items()}
     with place.result.writing() as path:
@@ -146,6 +160,8 @@ def _controlnet(recipe: ControlNetRecipe, place: Place) -> None:
     inputs = open_inputs(recipe, place, model.autoencoder, config, features)
     objective = ControlNetObjective(model, inputs, prompts, recipe, open_perceptual(recipe, place, model.autoencoder))
     notes = fit(objective, recipe, place, features.identity(), remarks)
+    if not processes.is_main():
+        return
     checkpoint = Checkpoint(
         config=config,
         tensors=model.state_dict(),

@@ -17,15 +17,15 @@ from torch import Tensor
 from featinv_fast.config import to_dict
 from featinv_fast.engine.lock import exclusive_lock
 from featinv_fast.errors import ConfigError, TrainingError
-from featinv_fast.train import randomness
-from featinv_fast.train.accelerator import make_accelerator
+from featinv_fast.train import processes, randomness
+from featinv_fast.train.accelerator import make_accelerator, training_device
 from featinv_fast.train.average import Average, learning
 from featinv_fast.train.logs import VALIDATION, Log, save_grid
 from featinv_fast.train.objective import Objective
 from featinv_fast.train.progress import CHECKPOINTS, load_progress, save_progress
 from featinv_fast.train.settings import RateShape, TrainingConfig
 from featinv_fast.train.validation import Validation
-from featinv_fast.train.workers import Workers
+from featinv_fast.train.workers import Workers, layers_of_a_whole_batch
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,10 @@ def train(
     to another number of steps than it was started for. Where the learning rate does not depend on that number, it ends
     as a run that was started for it, bit for bit.
 
+    Of several processes (`accelerate launch`, torchrun) each trains on its share of every batch of `config.batch_size`
+    items; the main one alone writes to the folder, which all must see. The result is that of one process up to the
+    order of sums, and a run may go on with another number of processes.
+
     Args:
         objective: what to train; it is moved to the device.
         config: the optimisation.
@@ -60,17 +64,25 @@ def train(
         Remarks: what no run does that is started anew with this configuration.
 
     Raises:
-        ConfigError: the folder holds a run with other settings, or one that has done more steps.
-        TrainingError: the loss is not finite any more; the checkpoints before that are kept.
+        ConfigError: the folder holds a run with other settings, or one that has done more steps; or the processes
+            cannot have equal shares of a batch that together do what the batch does.
+        TrainingError: the loss is not finite any more, or another process has ended; the checkpoints before that are
+            kept.
         EngineLockedError: another process trains in the same folder.
         MissingPackageError: accelerate is not installed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(folder / ".lock", work="training", place="folder"):
+    processes.start(training_device(config))
+    with contextlib.ExitStack() as stack:
+        with processes.main_first():
+            _require_shares(config, objective)
+            if processes.is_main():
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(exclusive_lock(folder / ".lock", work="training", place="folder"))
         run = _Run(objective, config, folder, validation, dict(identity or {}))
         device = run.accelerator.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             run.train(progress=progress)
+        processes.wait()
     return tuple(run.remarks)
 
 
@@ -102,6 +114,7 @@ class _Run:
         self.accelerator = make_accelerator(config)
         if config.channels_last:
             objective.to(memory_format=torch.channels_last)
+        self.share = processes.share()
         self.parameters = list(learning(objective).values())
         optimizer = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
@@ -117,7 +130,8 @@ class _Run:
 
     def train(self, *, progress: bool) -> None:
         try:
-            self._train(progress=progress)
+            with processes.others_may_end():
+                self._train(progress=progress)
         finally:
             if self.workers is not None:
                 self.workers.close()
@@ -125,13 +139,16 @@ class _Run:
     def _train(self, *, progress: bool) -> None:
         from tqdm import tqdm
 
-        self._resume()
+        with processes.main_first():
+            self._resume()
+        processes.require_same(self.step)
         config, validation = self.config, self.validation
         bar = tqdm(total=config.steps, initial=self.step, desc=self.folder.name, unit="step", disable=not progress)
+        main = processes.is_main()
         with contextlib.ExitStack() as stack:
             stack.enter_context(bar)
-            log = stack.enter_context(Log(self.folder, self.step))
-            validated = stack.enter_context(Log(self.folder, self.step, VALIDATION)) if validation else None
+            log = stack.enter_context(Log(self.folder, self.step)) if main else None
+            validated = stack.enter_context(Log(self.folder, self.step, VALIDATION)) if main and validation else None
             batches = stack.enter_context(contextlib.closing(self._batches()))
             self.objective.train()
             while self.step < config.steps:
@@ -144,11 +161,12 @@ class _Run:
                 if self.step % config.log_every == 0:
                     bar.set_postfix(loss=f"{losses['loss']:.4g}")
                     self._log(log)
-                if validation and validated and (last or self.step % validation.every == 0):
+                if validation and (last or self.step % validation.every == 0):
                     self._validate(validation, validated)
                 if last or self.step % config.checkpoint_every == 0:
                     self._check_finite(losses["loss"])
-                    save_progress(self.folder / CHECKPOINTS, self.step, self._state())
+                    if main:
+                        save_progress(self.folder / CHECKPOINTS, self.step, self._state())
                 if config.image_every and (last or self.step % config.image_every == 0):
                     self._preview()
         if self.average is not None:
@@ -174,7 +192,7 @@ class _Run:
                 totals[name] = totals.get(name, 0.0) + value.item() / self.config.accumulation
         if self.average is not None:
             self.average.update()
-        return totals
+        return processes.averaged(totals, self.accelerator.device)
 
     def _add_gradients(self, number: int, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The losses of batch `number`; their gradients are added to those of the parameters."""
@@ -188,7 +206,9 @@ class _Run:
             )
         # For layers that draw by themselves, such as dropout; everything else uses the generator.
         torch.manual_seed(randomness.derived_seed(seed, "layers", number))
-        losses: dict[str, Tensor] = self.model(batch, randomness.generator(seed, "noise", number), average)
+        losses: dict[str, Tensor] = self.model(
+            batch, randomness.generator(seed, "noise", number, share=self.share), average
+        )
         self.accelerator.backward(losses["loss"])
         return losses
 
@@ -198,7 +218,7 @@ class _Run:
         number, end = (step * self.config.accumulation for step in (self.step, self.config.steps))
 
         def load(number: int) -> dict[str, Tensor]:
-            return self.objective.load(randomness.draws(seed, number, size, length))
+            return self.objective.load(randomness.draws(seed, number, size, length)[self.share.places])
 
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
             following = pool.submit(load, number) if number < end else None
@@ -208,11 +228,12 @@ class _Run:
                 yield number, {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
                 number += 1
 
-    def _log(self, log: Log) -> None:
+    def _log(self, log: Log | None) -> None:
         row = {name: total / self.window for name, total in self.sums.items()}
         self.sums, self.window = {}, 0
         self._check_finite(row["loss"])
-        log.write(self.step, row | {"learning_rate": learning_rate(self.config, self.step - 1)})
+        if log is not None:
+            log.write(self.step, row | {"learning_rate": learning_rate(self.config, self.step - 1)})
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -224,10 +245,13 @@ class _Run:
                 f"the checkpoints in {self.folder} are from before",
             )
 
-    def _validate(self, validation: Validation, log: Log) -> None:
+    def _validate(self, validation: Validation, log: Log | None) -> None:
+        """The same in every process, none of which then waits for the main one, which writes."""
         with self._as_result():
             average = None if self.average is None else self.average.weights
             values, images = validation.of(self.objective, average, self.accelerator.device)
+        if log is None:
+            return
         log.write(self.step, values)
         if images is not None:
             save_grid(self.folder / "validation" / f"{self.step:09d}.png", images)
@@ -244,7 +268,7 @@ class _Run:
     def _preview(self) -> None:
         with self._as_result():
             images = self.objective.preview()
-        if images is not None:
+        if images is not None and processes.is_main():
             save_grid(self.folder / "images" / f"{self.step:09d}.png", images)
 
     def _state(self) -> dict[str, Any]:
@@ -287,7 +311,8 @@ class _Run:
         self.remarks = state.get("remarks", [])
         if learning_rate(started, state["step"] - 1) != learning_rate(self.config, state["step"] - 1):
             self.remarks.append(f"the first {state['step']} steps had the learning rates of a run of {started.steps}")
-            logger.warning("%s goes on to %d steps: %s", self.folder, self.config.steps, self.remarks[-1])
+            if processes.is_main():
+                logger.warning("%s goes on to %d steps: %s", self.folder, self.config.steps, self.remarks[-1])
         self.step, self.window, self.sums = state["step"], state["window"], state["sums"]
         for name, parameter in learning(self.objective).items():
             parameter.copy_(state["weights"][name])
@@ -298,6 +323,24 @@ class _Run:
             self.average.load(state["average"]["weights"], state["average"]["n"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+
+
+def _require_shares(config: TrainingConfig, objective: Objective) -> None:
+    """Refuse several processes where their shares of a batch do not do together what the whole batch does."""
+    count = processes.count()
+    if count == 1:
+        return
+    processes.require_divisible(config.batch_size)
+    reasons = objective.reasons_against_shares(config.batch_size, count) + layers_of_a_whole_batch(objective)
+    if config.workers > 1:
+        reasons.append(f"workers = {config.workers} are threads of one process")
+    if reasons:
+        raise ConfigError(
+            "this training cannot be shared by several processes",
+            given=f"{count} processes; {'; '.join(reasons)}",
+            expected="workers = 1, no layers with random numbers or statistics, parts of a batch that divide evenly",
+            remedy="start one process, or change these",
+        )
 
 
 def _differing(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str, str]]:

@@ -81,6 +81,12 @@ def _reasons_against(config: TrainingConfig, objective: nn.Module, device: torch
         reasons.append("fp16 scales its loss")
     if config.batch_size % config.workers:
         reasons.append(f"batch_size = {config.batch_size} is no multiple")
+    return [*reasons, *layers_of_a_whole_batch(objective)]
+
+
+def layers_of_a_whole_batch(objective: nn.Module) -> list[str]:
+    """Layers that give a part of a batch something else than the whole batch: random ones, and statistics."""
+    reasons = []
     for name, module in objective.named_modules():
         # timm's DropPath has a `drop_prob`, torch's dropouts a `p`; the generator of both is the process's.
         random = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0  # noqa: SLF001

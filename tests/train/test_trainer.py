@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from featinv_fast.config import Precision
 from featinv_fast.engine.lock import exclusive_lock
@@ -131,6 +132,21 @@ def test_logs_images_and_checkpoints(line, line_config, tmp_path):
     assert grid[-1, -1, 2] == 255
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert kept == ["step_000000009.pt", "step_000000012.pt"]
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["at once", "stopped and gone on"])
+def test_tensorboard_shows_what_the_csv_holds(line, line_config, tmp_path, stopped):
+    train(line(), line_config, tmp_path, progress=False)
+    if stopped:  # after rows that the last checkpoint does not know
+        (tmp_path / "checkpoints" / "step_000000012.pt").unlink()
+        train(line(), line_config, tmp_path, progress=False)
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    rows = read_log(tmp_path)
+    assert sorted(board.Tags()["scalars"]) == ["gradient_norm", "learning_rate", "loss", "twice"]
+    for name in board.Tags()["scalars"]:
+        shown = [(event.step, event.value) for event in board.Scalars(name)]
+        assert [step for step, _ in shown] == [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
+        assert [value for _, value in shown] == pytest.approx([row[name] for row in rows], rel=1e-6)
 
 
 def test_a_finished_run_is_not_repeated(line, line_config, tmp_path):
