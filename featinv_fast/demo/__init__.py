@@ -9,7 +9,7 @@ need; the built-in backbone needs torch and timm:
 
 from __future__ import annotations
 
-from featinv_fast.demo.builtin import ENGINES, backbone, backbone_spec, engine_path, load_engine, results
+from featinv_fast.demo.builtin import ENGINES, backbone, backbone_spec, engine_path, judge, load_engine, results
 from featinv_fast.demo.labelled_scenes import LabelledScenes, load_scenes
 from featinv_fast.demo.world.concepts import CONCEPTS, annotate, describe
 from featinv_fast.demo.world.corruptions import CORRUPTION_PARAMETERS, SEVERITIES, Corruption, corrupt
@@ -40,6 +40,7 @@ __all__ = [
     "describe",
     "draw_scenes",
     "engine_path",
+    "judge",
     "load_engine",
     "load_scenes",
     "object_masks",

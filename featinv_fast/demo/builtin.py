@@ -1,4 +1,4 @@
-"""What the package ships beside its code: two engines, the backbone whose features they take, and their figures."""
+"""What the package ships beside its code: two engines, the backbone whose features they take, a judge, and figures."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from featinv_fast.errors import EngineIntegrityError, InstallationError
 if TYPE_CHECKING:
     import torch
 
+    from featinv_fast.demo.scene_judge import Judge
     from featinv_fast.engine import EngineFolder
     from featinv_fast.features import Backbone
 
@@ -21,6 +22,7 @@ FOLDER = Path(__file__).parent / "engine"
 # "student" makes few steps and is what `Runtime()` opens; "teacher", which it learnt from, makes 50 by DDIM.
 ENGINES = ("student", "teacher")
 BACKBONE = "backbone.safetensors"
+JUDGE = "judge.safetensors"
 RESULTS = "results.json"
 
 # Of the final map and of the stages: channels and edge in cells.
@@ -55,7 +57,7 @@ def engine_path(name: str = "student") -> Path:
         InstallationError: the package was installed without it.
     """
     choice("the built-in engine", name, ENGINES)
-    _require(FOLDER / name / "manifest.json")
+    require_part(FOLDER / name / "manifest.json")
     return FOLDER / name
 
 
@@ -97,8 +99,43 @@ def backbone(layer: str = "final", *, device: str | torch.device = "cpu") -> Bac
     from featinv_fast.features import Backbone
 
     spec = backbone_spec(layer)
-    _require(FOLDER / BACKBONE)
+    require_part(FOLDER / BACKBONE)
     return Backbone(spec, weights=FOLDER / BACKBONE, device=device)
+
+
+def judge_spec(weights_sha256: str | None = None) -> FeatureSpec:
+    """What the judge computes, with which weights."""
+    return FeatureSpec(
+        backbone="featinv_resnet",
+        layer="final",
+        channels=192,
+        height=4,
+        width=4,
+        layout=FeatureLayout.NCHW,
+        input_size=64,
+        weights_sha256=weights_sha256,
+    )
+
+
+def judge(*, device: str | torch.device = "cpu") -> Judge:
+    """The small ResNet that judges engines of the built-in world: maps [B, 192, 4, 4], class logits, concepts.
+
+    It was trained on other scenes than it judges, from other weights than the built-in backbone, and no loss of any
+    engine saw it (`recipes/judge.toml`); `results()["judge"]` says how much of the test scenes it has right. On command
+    lines it is `--judge featinv_resnet`.
+
+    Args:
+        device: where it runs.
+
+    Raises:
+        MissingPackageError: timm is not installed.
+        InstallationError: the package was installed without its weights.
+        CheckpointMismatchError: its weights were changed.
+    """
+    from featinv_fast.demo.scene_judge import Judge
+
+    require_part(FOLDER / JUDGE)
+    return Judge(judge_spec(results()["judge"]["weights_sha256"]), FOLDER / JUDGE, device=device)
 
 
 def results() -> dict[str, Any]:
@@ -107,7 +144,7 @@ def results() -> dict[str, Any]:
     Raises:
         InstallationError: the package was installed without them.
     """
-    _require(FOLDER / RESULTS)
+    require_part(FOLDER / RESULTS)
     tables: dict[str, Any] = json.loads((FOLDER / RESULTS).read_text(encoding="utf-8"))
     return tables
 
@@ -129,7 +166,12 @@ def _weights_sha256() -> str | None:
     return stated
 
 
-def _require(path: Path) -> None:
+def require_part(path: Path) -> None:
+    """Refuse to go on without a file that the package ships.
+
+    Raises:
+        InstallationError: it is not there.
+    """
     if not path.is_file():
         raise InstallationError(
             "this installation lacks a part of the built-in engine",

@@ -1,4 +1,4 @@
-"""Three small backbones for images of 64 pixels, one for each kind of layout, as timm models.
+"""Small backbones for images of 64 pixels, one for each kind of layout and one to judge the others, as timm models.
 
 They are timm's own architectures in sizes that timm does not list, under names that start with `featinv_`.
 """
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 # Where the weights of those are that come with the package.
-WEIGHTS = {"featinv_convnext": Path(__file__).parents[1] / "demo" / "engine" / "backbone.safetensors"}
+_SHIPPED = Path(__file__).parents[1] / "demo" / "engine"
+WEIGHTS = {"featinv_convnext": _SHIPPED / "backbone.safetensors", "featinv_resnet": _SHIPPED / "judge.safetensors"}
 
 # What timm wants to know of a model without published weights.
 _CONFIG = {
@@ -67,11 +68,23 @@ def featinv_vit(pretrained: bool = False, **options: Any) -> Any:
     )
 
 
+def featinv_resnet(pretrained: bool = False, **options: Any) -> Any:
+    """ResNet (arXiv 1512.03385): maps of 16, 8, 4 and again 4 cells, the last 192x4x4."""
+    block = importlib.import_module("timm.models.resnet").BasicBlock
+    return _build(
+        "resnet.ResNet",
+        "featinv_resnet",
+        pretrained,
+        {"block": block, "layers": (1, 1, 1, 1), "channels": (32, 64, 128, 192), "output_stride": 16} | options,
+        {"out_indices": (1, 2, 3, 4)},
+    )
+
+
 @functools.cache
 def register() -> None:
-    """Make the three names known to timm, which must be installed."""
+    """Make the names known to timm, which must be installed."""
     registry = importlib.import_module("timm.models")
-    for model in (featinv_convnext, featinv_swin, featinv_vit):
+    for model in (featinv_convnext, featinv_swin, featinv_vit, featinv_resnet):
         registry.register_model(model)
 
 
@@ -80,6 +93,7 @@ default_cfgs = {
     "featinv_convnext": {**_CONFIG, "first_conv": "stem.0", "classifier": "head.fc"},
     "featinv_swin": {**_CONFIG, "first_conv": "patch_embed.proj", "classifier": "head.fc"},
     "featinv_vit": {**_CONFIG, "first_conv": "patch_embed.proj", "classifier": "head"},
+    "featinv_resnet": {**_CONFIG, "first_conv": "conv1", "classifier": "fc"},
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from featinv_fast.errors import ArgumentError
 from featinv_fast.features.normalisation import constants
+from featinv_fast.features.sources.weight_files import CONCEPT_HEADS, CONCEPTS_NOTE
 from featinv_fast.train.concepts import ABSENT, concept_slots
 from featinv_fast.train.data import Data, batch_of
 from featinv_fast.train.images import to_pixels
@@ -45,6 +47,16 @@ class BackboneObjective(Objective):
         own = (tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"]))
         for name, values in zip(("mean", "std"), constants(recipe.name, own, recipe.mean, recipe.std), strict=True):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What was trained: the classifier, and the heads of concepts under names of their own."""
+        heads = {f"{CONCEPT_HEADS}{name}": tensor for name, tensor in self.heads.state_dict().items()}
+        return {**self.classifier.state_dict(), **heads}
+
+    def about(self) -> dict[str, str]:
+        """What the heads tell, as metadata of a file: name of a concept -> how many codes, of how many values."""
+        sizes = {name: [self._slots[name], values] for name, values in self._recipe.concepts.items()}
+        return {CONCEPTS_NOTE: json.dumps(sizes)} if sizes else {}
 
     @property
     def length(self) -> int:

@@ -118,7 +118,7 @@ def _backbone(recipe: BackboneRecipe, place: Place) -> None:
     if not processes.is_main():
         return
     with place.result.writing() as path:
-        write_safetensors(path, model.state_dict(), {"format": "pt", **notes})
+        write_safetensors(path, objective.tensors(), {"format": "pt", **objective.about(), **notes})
 
 
 def _base(recipe: BaseRecipe, place: Place) -> None:

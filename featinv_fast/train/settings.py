@@ -409,8 +409,9 @@ class BackboneRecipe(Recipe):
         label_smoothing: of the cross entropy.
         drop_path: share of residual branches that are skipped at random (arXiv 1603.09382).
         concepts: what else the features should tell, by the name the data give it: its number of values. Linear heads
-            on the pooled features learn them beside the classes and are thrown away at the end. A classifier of few
-            classes forgets what its labels do not need, such as colours; one of a thousand classes does not.
+            on the pooled features learn them beside the classes and are kept in the file beside the network. A
+            classifier of few classes forgets what its labels do not need, such as colours; one of a thousand classes
+            does not.
         concept_weight: of each concept's cross entropy.
         mean, std: of the normalisation of its input; None is what timm says of the model, as whoever opens the
             trained backbone without stating them takes.

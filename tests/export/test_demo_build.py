@@ -48,7 +48,7 @@ def test_what_was_built_is_a_built_in_engine(built, monkeypatch):
     assert teacher.engine.manifest.storage == "fp16"
     names = {path.name for path in (built / "built").iterdir()}
     assert names == {
-        *("student", "teacher", "backbone.safetensors"),
+        *("student", "teacher", "backbone.safetensors", "judge.safetensors"),
         *("results.json", "README.md", "quality.png", "pictures.jpg"),
     }
 
@@ -70,7 +70,7 @@ def test_the_figures_cover_what_is_claimed(built):
         ("yer 1", "yer 1", "engine"),
         ("yer 1", "yer 1", "autoencoder"),
     ]
-    assert {row["judge"] for row in results["stranger"]} == {"resnet10t, layer final"}
+    assert {row["judge"] for row in results["stranger"]} == {"featinv_resnet, layer final"}
     assert [(row["kind"], row["engine"]) for row in results["stranger"]] == [
         ("autoencoder", "demo teacher"),
         ("engine", "demo teacher"),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
+from featinv_fast.config import FeatureSpec
 from featinv_fast.demo.world.dataset import SceneDataset
-from featinv_fast.errors import ArgumentError
+from featinv_fast.errors import ArgumentError, CheckpointMismatchError
+from featinv_fast.features import Backbone
 from featinv_fast.train import read_recipe, run
 from featinv_fast.train.backbone import BackboneObjective
 from featinv_fast.train.base import BaseObjective
@@ -87,12 +91,30 @@ def test_an_unknown_concept_is_named(objective, recipe):
     assert "colour" in str(caught.value)
 
 
-def test_the_heads_are_thrown_away(recipe, tmp_path):
+def test_the_heads_are_kept_beside_the_network(recipe, tmp_path):
     path = run(recipe, root=tmp_path, progress=False)
     with safe_open(path, framework="pt") as file:
-        names = list(file.keys())
-    assert "head.fc.weight" in names
-    assert not [name for name in names if "colour" in name or "heads" in name]
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    heads = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith("featinv.concepts.")}
+    assert heads == {
+        "featinv.concepts.colour.weight": (3 * 8, 256),
+        "featinv.concepts.colour.bias": (3 * 8,),
+        "featinv.concepts.background.weight": (6, 256),
+        "featinv.concepts.background.bias": (6,),
+    }
+    assert json.loads(metadata["featinv.concepts"]) == {"colour": [3, 8], "background": [1, 6]}
+
+    alone = {name: tensor for name, tensor in tensors.items() if name not in heads}
+    save_file(alone, tmp_path / "alone.safetensors")
+    spec = FeatureSpec(channels=256, backbone="featinv_convnext", layer="final", input_size=64)
+    one, other = (Backbone(spec, weights=file) for file in (path, tmp_path / "alone.safetensors"))
+    assert one.weights_sha256 == other.weights_sha256
+    pixels = torch.ones(1, 3, 64, 64)
+    torch.testing.assert_close(one.features_and_logits(pixels), other.features_and_logits(pixels), rtol=0, atol=0)
+    save_file({**alone, "featinv.others.weight": torch.ones(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(CheckpointMismatchError, match=r"featinv\.others\.weight"):
+        Backbone(spec, weights=tmp_path / "foreign.safetensors")
 
 
 def test_concepts_are_read_from_a_file(tmp_path):

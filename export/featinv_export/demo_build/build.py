@@ -62,7 +62,7 @@ def train(options: BuildOptions) -> None:
 
 
 def export_engines(options: BuildOptions) -> None:
-    """Export all models, and the backbone, with weights in fp16: computed with in fp32 they take half the space.
+    """Export all models, backbone and judge, with weights in fp16: computed with in fp32 they take half the space.
 
     The two that are installed carry their ONNX graphs, unless that was ruled out.
     """
@@ -85,10 +85,11 @@ def export_engines(options: BuildOptions) -> None:
             )
         )
     _halve(options.checkpoint("backbone"), options.engines / builtin.BACKBONE)
+    _halve(options.checkpoint("judge"), options.engines / builtin.JUDGE)
 
 
 def install(options: BuildOptions) -> None:
-    """Put the two engines, the backbone, the figures and the model card into place.
+    """Put the two engines, the backbone, the judge, the figures and the model card into place.
 
     Raises:
         ArgumentError: another student was measured.
@@ -105,7 +106,7 @@ def install(options: BuildOptions) -> None:
     sources = {
         "teacher": options.engines / "teacher",
         "student": options.engines / options.student,
-        builtin.BACKBONE: options.engines / builtin.BACKBONE,
+        **{name: options.engines / name for name in (builtin.BACKBONE, builtin.JUDGE)},
         **{name: options.measured / name for name in (builtin.RESULTS, PLOT, PICTURES)},
     }
     size = sum(path.stat().st_size for source in sources.values() for path in [source, *source.rglob("*")])

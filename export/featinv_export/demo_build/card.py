@@ -79,8 +79,8 @@ stage 1. The cosines of two judges have different ceilings: compare the shares.
 
 ### A stranger's eye
 
-The same by a network that had no part in the training of any engine: a ResNet-10 (`judge.toml`), which has
-{strangers_accuracy:.1%} of the test scenes right.
+The same by a network that had no part in the training of any engine: `{stranger_name}`, which has
+{strangers_accuracy:.1%} of the test scenes right.{shipped}
 
 {stranger}
 
@@ -137,6 +137,8 @@ def card(results: Mapping[str, Any]) -> str:
         baselines=markdown(_with_engines(tables["baselines"])),
         stages=markdown(_with_judges(tables["stages"])),
         strangers_accuracy=results["strangers_accuracy"],
+        stranger_name=(strangers_name := tables["stranger"][0].judge.partition(",")[0]),
+        shipped=_shipped_judge(results["judge"], strangers_name),
         stranger=markdown(_with_engines(tables["stranger"])),
         few=find(tables["samplers"], STUDENT[results["student"]], results["student"]).label,
         styles=markdown(_styles(tables["robustness"], accuracy)),
@@ -162,6 +164,14 @@ def _goals(rows: Sequence[Row], student: str) -> list[list[str]]:
 
 def _with_engines(rows: Sequence[Row]) -> list[list[str]]:
     return _with_column("engine", [row.engine if row.kind is Kind.ENGINE else "" for row in rows], rows)
+
+
+def _shipped_judge(judge: Mapping[str, Any], stranger: str) -> str:
+    """What `demo.judge()` has right, and where it is not the network of the table, that it is not."""
+    right = ", ".join(f"{name} {share:.1%}" for name, share in judge["accuracy"].items())
+    other = "" if judge["backbone"] == stranger else f" The table was made by `{stranger}`, which is not shipped."
+    made = f"`demo.judge()` is `{judge['backbone']}` (`judge.toml`), with heads of concepts. It has right: {right}."
+    return f"{other}\n\n{made}"
 
 
 def _with_judges(rows: Sequence[Row]) -> list[list[str]]:

@@ -16,8 +16,9 @@ from safetensors import safe_open
 from featinv_export.demo_build.options import PICTURES, PLOT, BuildOptions
 from featinv_export.weights import weight_index
 from featinv_fast import demo
-from featinv_fast.config import FeatureSpec, to_dict
+from featinv_fast.config import to_dict
 from featinv_fast.demo import builtin
+from featinv_fast.demo.scene_judge import Judge
 from featinv_fast.evaluate import (
     WORLD_DISTANCE,
     Classifier,
@@ -49,8 +50,6 @@ SAMPLERS = {
 TEACHER = ("ddim", 50)
 STUDENT = {"consistency": ("lcm", 4), "trajectory": ("ddim", 4)}
 NATURAL = str(demo.Style.NATURAL)
-# What the recipe "judge" makes.
-STRANGER = FeatureSpec(backbone="resnet10t", layer="final", channels=512, height=2, width=2, input_size=64)
 BATCH = 32
 # Scenes that each engine inverts once more as it does by default: few enough for a test to repeat.
 FIRST = 64
@@ -82,6 +81,7 @@ def measure(options: BuildOptions) -> None:
         "parameters": _parameters(options),
         "accuracy": bench.accuracy(),
         "strangers_accuracy": bench.right(bench.stranger, bench.scenes.images),
+        "judge": judge_figures(bench.stranger, bench.scenes),
         "recipes": {name: _recipe(name, options) for name in options.recipes},
         **{name: [to_dict(row) for row in rows] for name, rows in tables.items()},
     }
@@ -93,6 +93,22 @@ def measure(options: BuildOptions) -> None:
     page.save(options.measured / PICTURES, quality=90)
 
 
+def judge_figures(judge: Judge, scenes: demo.LabelledScenes) -> dict[str, Any]:
+    """Which network it is, and how often it names the class of scenes and each concept of what is there."""
+    right: dict[str, list[np.ndarray]] = {"class": []}
+    for start in range(0, len(scenes), BATCH):
+        rows = slice(start, start + BATCH)
+        pixels = judge.preprocess([Image.fromarray(image) for image in scenes.images[rows]])
+        _, logits = judge.features_and_logits(pixels)
+        assert logits is not None, "it has classes"
+        right["class"].append(logits.argmax(dim=1).numpy() == scenes.labels[rows])
+        for name, answers in judge.concepts(pixels).items():
+            codes = scenes.concepts[name][rows].reshape(len(pixels), -1)  # [B, slots]
+            right.setdefault(name, []).append((answers.argmax(dim=2).numpy() == codes)[codes != demo.ABSENT])
+    accuracy = {name: float(np.concatenate(parts).mean()) for name, parts in right.items()}
+    return {"backbone": judge.spec.backbone, "weights_sha256": judge.weights_sha256, "accuracy": accuracy}
+
+
 class _Bench:
     """The engines, the backbone as it is shipped, and the scenes."""
 
@@ -100,7 +116,7 @@ class _Bench:
         self.options = options
         self.final = self.backbone("final")
         # Another architecture with other weights, and no loss of any model that is measured saw it.
-        self.stranger = Backbone(STRANGER, weights=options.checkpoint("judge"))
+        self.stranger = Judge(builtin.judge_spec(), options.engines / builtin.JUDGE)
         self.scenes = demo.load_scenes(options.scenes)
         self.autoencoder = autoencoder_of(options.checkpoint("controlnet"), batch_size=BATCH)
         self._on_scenes: dict[str, _Remembering] = {}

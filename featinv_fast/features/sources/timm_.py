@@ -15,7 +15,7 @@ from featinv_fast.config import FINAL
 from featinv_fast.errors import ArgumentError, InputNotFoundError, MissingPackageError
 from featinv_fast.features import small_backbones
 from featinv_fast.features.sources.base import Network, Pass, impossible_size
-from featinv_fast.features.sources.weight_files import is_random, read_state, seeded, unfit, unobtainable
+from featinv_fast.features.sources.weight_files import CONCEPT_HEADS, is_random, read_state, seeded, unfit, unobtainable
 from featinv_fast.features.weights import classifiers
 
 _HUB, _FOLDER = "hf-hub:", "local-dir:"
@@ -224,7 +224,7 @@ def _sized(name: str, config: Mapping[str, Any], size: int, **options: Any) -> A
 
 
 def _from_file(name: str, config: Mapping[str, Any], size: int, path: Path) -> Any:
-    state = read_state(path)
+    state = {name: tensor for name, tensor in read_state(path).items() if not name.startswith(CONCEPT_HEADS)}
     # A model that was trained on other classes has another head than timm's.
     head = state.get(f"{config.get('classifier')}.weight")
     classes = {} if head is None or head.ndim == 0 else {"num_classes": len(head)}

@@ -22,6 +22,10 @@ from featinv_fast.errors import (
 
 _CHANCE = "random:"
 
+# Before the names of heads that tell concepts from the pooled map, in a file that a recipe made, and where its metadata
+# say how many codes of how many values each tells. They are no part of the network.
+CONCEPT_HEADS, CONCEPTS_NOTE = "featinv.concepts.", "featinv.concepts"
+
 
 def is_random(weights: str | Path | None) -> bool:
     """Whether these are weights by chance, "random:SEED"."""
