@@ -74,6 +74,7 @@ def test_a_network_without_heads_is_no_judge(monkeypatch, tmp_path):
         demo.judge()
 
 
+@pytest.mark.filterwarnings("ignore::featinv_fast.evaluate.FewSamplesWarning")
 def test_reconstructions_are_judged_by_name(tmp_path):
     folder = tmp_path / "scenes"
     folder.mkdir()

@@ -171,8 +171,8 @@ def _shipped_judge(judge: Mapping[str, Any], stranger: str) -> str:
     right = ", ".join(f"{name} {share:.1%}" for name, share in judge["accuracy"].items())
     other = "" if judge["backbone"] == stranger else f" The table was made by `{stranger}`, which is not shipped."
     made = (
-        f"`demo.judge()` is `{judge['backbone']}` (`judge.toml`), with heads of concepts. Of the test scenes, and of the "
-        f"objects in them, it has right: {right}."
+        f"`demo.judge()` is `{judge['backbone']}` (`judge.toml`), with heads of concepts. Of the test scenes, and of "
+        f"the objects in them, it has right: {right}."
     )
     return f"{other}\n\n{made}"
 
